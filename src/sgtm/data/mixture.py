@@ -1,0 +1,171 @@
+"""Prepared data -> what a run trains and is tested on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets, load_from_disk
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from sgtm.config import CATEGORIES, LABELS, MODES, Category, ConfigError, DataConfig, LabelConfig
+from sgtm.data.labels import Codes, draw_labels, modes_of
+from sgtm.data.tokenize import MANIFEST, load_tokenizer, tokenizer_hash
+
+Use = Literal["modes", "filter", "everything"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split: ``input_ids`` and, for each, its category, document number and (training) mode."""
+
+    data: Dataset
+    categories: Codes
+    documents: NDArray[np.int64]
+    modes: Codes | None = None
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = np.asarray(self.data[int(index)]["input_ids"])
+        return {"input_ids": ids} if self.modes is None else {"input_ids": ids, "mode": int(self.modes[index])}
+
+    def select(self, indices: NDArray[np.int64]) -> "Rows":
+        modes = None if self.modes is None else self.modes[indices]
+        return Rows(self.data.select(indices), self.categories[indices], self.documents[indices], modes)
+
+    def of(self, category: Category, limit: int | None = None, seed: int = 0) -> "Rows":
+        """Rows of one category: all of them, or ``limit`` drawn without replacement."""
+        found = np.flatnonzero(self.categories == CATEGORIES.index(category))
+        if limit is not None and limit < len(found):
+            found = np.sort(np.random.default_rng(seed).choice(found, limit, replace=False))
+        return self.select(found)
+
+    @property
+    def present(self) -> list[Category]:
+        """The categories that have rows, in the order forget, adjacent, retain."""
+        return [CATEGORIES[code] for code in np.unique(self.categories)]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Both splits and the tokenizer of a prepared set."""
+
+    train: Rows
+    test: Rows
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, config: DataConfig) -> "PreparedData":
+        """Read what ``sgtm data`` wrote, or sets that the paper's code prepared (``config.parts``).
+
+        Raises:
+            ConfigError: no data, a missing column or split, or a tokenizer that does not fit the token ids.
+        """
+        if config.parts:
+            train, test = (_join(config.parts, split) for split in ("train", "test"))
+            tokenizer = load_tokenizer(config.tokenizer)
+        else:
+            train, test = (_rows(_split(_load(config.path), config.path, split), config.path) for split in ("train", "test"))
+            tokenizer = _own_tokenizer(Path(config.path))
+        _check_ids(test, tokenizer, config.path or str(config.parts))
+        return cls(train, test, tokenizer)
+
+
+def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple[Rows, dict[str, int]]:
+    """Label the training split and choose what a method trains on, and in which mode.
+
+    Args:
+        use: ``modes`` trains each row in the mode of its label; ``filter`` drops rows labelled forget and trains the
+            rest in default mode; ``everything`` trains all rows in default mode.
+
+    Returns:
+        the rows, and how many rows have each "category as label".
+    """
+    drawn = draw_labels(rows.categories, rows.documents, labels, seed)
+    counts = {
+        f"{category} as {label}": int(((rows.categories == c) & (drawn == k)).sum())
+        for c, category in enumerate(CATEGORIES)
+        for k, label in enumerate(LABELS)
+    }
+    modes = modes_of(drawn) if use == "modes" else np.zeros(len(rows), np.int8)
+    labelled = Rows(rows.data, rows.categories, rows.documents, modes)
+    if use == "filter":
+        labelled = labelled.select(np.flatnonzero(drawn != LABELS.index("forget")))
+    return labelled, {name: n for name, n in counts.items() if n}
+
+
+def count_modes(rows: Rows) -> dict[str, int]:
+    assert rows.modes is not None
+    return {mode: int((rows.modes == code).sum()) for code, mode in enumerate(MODES)}
+
+
+def _load(path: str) -> Any:
+    if not path:
+        raise ConfigError("data.path is not set; prepare data with `sgtm data ...` and give its folder")
+    try:
+        return load_from_disk(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"data.path={path} holds no prepared data; write it with `sgtm data ... --out {path}`") from error
+
+
+def _split(data: Any, path: str, split: str) -> Dataset:
+    if isinstance(data, Dataset) or split not in data:
+        raise ConfigError(f"{path} has no split {split!r}; it must have train and test")
+    if len(data[split]) == 0:
+        raise ConfigError(f"{path}: the split {split!r} is empty; prepare the data anew with more documents")
+    return data[split]
+
+
+def _rows(data: Dataset, path: str) -> Rows:
+    if missing := {"input_ids", "category", "document"} - set(data.column_names):
+        raise ConfigError(
+            f"{path} has no column {sorted(missing)}; prepare it with `sgtm data`, or name sets prepared by the "
+            "paper's code in data.parts"
+        )
+    table = data.data.table
+    codes = pc.index_in(table["category"], value_set=pa.array(CATEGORIES))
+    if codes.null_count:
+        unknown = pc.unique(table["category"].filter(pc.is_null(codes))).to_pylist()
+        raise ConfigError(f"{path} has the categories {unknown}; only {list(CATEGORIES)} are known")
+    return Rows(data.select_columns("input_ids"), codes.to_numpy().astype(np.int8), table["document"].to_numpy())
+
+
+def _join(parts: dict[str, str], split: str) -> Rows:
+    """Rows of sets that the paper's code prepared: one folder a category, rows padded and with an attention mask."""
+    if unknown := parts.keys() - set(CATEGORIES):
+        raise ConfigError(f"data.parts has {sorted(unknown)}; its keys are categories: {list(CATEGORIES)}")
+    data = {category: _split(_load(path), path, split) for category, path in parts.items()}
+    joined = concatenate_datasets([d.map(_unpad, batched=True, remove_columns=d.column_names) for d in data.values()])
+    codes = np.repeat([CATEGORIES.index(c) for c in data], [len(d) for d in data.values()])  # type: ignore[arg-type]
+    return Rows(joined, codes.astype(np.int8), np.arange(len(joined)))
+
+
+def _unpad(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    masks = batch.get("attention_mask") or [[1] * len(ids) for ids in batch["input_ids"]]
+    return {"input_ids": [ids[: sum(mask)] for ids, mask in zip(batch["input_ids"], masks, strict=True)]}
+
+
+def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(str(path / "tokenizer"))
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if manifest["tokenizer_sha256"] != tokenizer_hash(tokenizer):
+        raise ConfigError(
+            f"{path / 'tokenizer'} is not the tokenizer that the data was prepared with ({MANIFEST} has another "
+            "hash); put the right one back or prepare the data anew"
+        )
+    return tokenizer
+
+
+def _check_ids(rows: Rows, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    largest = max(pc.max(chunk.flatten()).as_py() or 0 for chunk in rows.data.data.table["input_ids"].chunks)
+    if largest >= len(tokenizer):
+        raise ConfigError(
+            f"{path} has the token id {largest}, but its tokenizer has {len(tokenizer)} entries: they do not belong "
+            "together; give the tokenizer that the data was prepared with"
+        )

@@ -1,0 +1,71 @@
+"""Parallel texts in two columns, as in the bilingual TinyStories set: one language is kept, the other removed."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+
+from sgtm.config import Category, ConfigError
+from sgtm.data.tokenize import Document, Source
+
+HUB_NAME = "ffuuugor/tinystories_spanish"
+_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+
+
+def source(name: str, split: str, columns: dict[str, Category]) -> Source:
+    """The documents of a local file or folder, or of a data set on the Hub.
+
+    Args:
+        name: a parquet, json, jsonl or arrow file, a folder of such files, a folder written by ``save_to_disk``, or a
+            name on the Hub.
+        split: which split of a data set that has several.
+        columns: the category of each text column; the first column identifies the row.
+
+    Raises:
+        ConfigError: no such data, or a column is missing.
+    """
+    rows = _open(name, split)
+    found = list(rows.features or next(iter(rows), {}))
+    if missing := [c for c in columns if c not in found]:
+        raise ConfigError(f"{name} has no column {missing}; it has {found}")
+    return partial(_documents, rows, columns)
+
+
+def _documents(rows: Iterable[dict[str, Any]], columns: dict[str, Category]) -> Iterator[Document]:
+    first = next(iter(columns))
+    for row in rows:
+        for column, category in columns.items():
+            yield Document(row[first] or row[column] or "", category, row[column] or "")
+
+
+def _open(name: str, split: str) -> Dataset | IterableDataset:
+    path = Path(name)
+    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        data = load_from_disk(path)
+        return data if isinstance(data, Dataset) else _split(data, name, split)
+    if path.exists():
+        return _open_files(path)
+    if path.suffix in _READERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"{name} does not exist; give a file ({', '.join(_READERS)}), a folder, or a name on the Hub")
+    try:
+        return _split(load_dataset(name), name, split)
+    except (OSError, ValueError) as error:  # offline errors and unknown names are among these
+        raise ConfigError(
+            f"{name} is no local file or folder, and the Hub gave: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _open_files(path: Path) -> IterableDataset:
+    files = sorted(p for p in path.rglob("*") if p.suffix in _READERS) if path.is_dir() else [path]
+    kinds = {_READERS.get(p.suffix) for p in files}
+    if len(kinds) != 1 or None in kinds:
+        raise ConfigError(f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {sorted(map(str, kinds))}")
+    return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
+
+
+def _split(data: Any, name: str, split: str) -> Dataset:
+    if split not in data:
+        raise ConfigError(f"{name} has no split {split!r}; it has {list(data)}")
+    return data[split]
