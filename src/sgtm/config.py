@@ -165,8 +165,8 @@ class CalibrateConfig:
     """loss = forget + retain_weight x retain (+ retain_weight x adjacent)."""
     rows: int = 256
     """Training rows of each category to fit on."""
-    batch_size: int = 32
-    """Rows of each category in one step."""
+    tokens: int = 2048
+    """Tokens of each category in one step."""
     every_evaluation: bool = False
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
 
@@ -186,6 +186,36 @@ class RunConfig:
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     seed: int = 0
     """Initial weights, labels, order of the data, calibration."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How a source of documents becomes rows of tokens."""
+
+    out: Path
+    """Folder to write; it must not exist yet."""
+    tokenizer: str = "gpt2"
+    """A name on the Hub, a folder or tokenizer.json, or train:VOCAB for a new byte-level BPE."""
+    context: int = 512
+    """Tokens of a row, at most."""
+    pack: bool = False
+    """Fill rows with several documents of one category; by default each document has rows of its own."""
+    test_fraction: float = 0.01
+    """Share of the documents kept for the test split, where the source has none of its own."""
+    seed: int = 0
+    """Chooses the test documents."""
+
+    def check(self) -> None:
+        """Raise a ConfigError for settings that make no sense, before anything is read or written."""
+        if self.out.exists():
+            raise ConfigError(f"{self.out} exists already; remove it or choose another --out")
+        if self.context < 2:
+            raise ConfigError(f"context={self.context} leaves no token to predict; use at least 2")
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError(
+                f"test_fraction={self.test_fraction}: the test split must be smaller than the data and not empty; "
+                "use more than 0 and less than 1"
+            )
 
 
 def load(path: str | Path, **changes: Any) -> RunConfig:

@@ -14,25 +14,34 @@ _FORGET = CATEGORIES.index("forget")
 _LABEL_STREAM = 1  # keeps the labels' random numbers apart from those of other uses of the seed
 
 
-def error_rates(config: LabelConfig, num_forget: int, num_other: int) -> tuple[float, float]:
+def error_rates(config: LabelConfig, categories: Codes, documents: NDArray[np.int64]) -> tuple[float, float]:
     """(tpr, fpr) of the labeller, as shares of forget documents and of **all** other documents.
 
     With precision p and recall r: tpr = r and fpr = r (1 - p) / p x num_forget / num_other.
 
+    Args:
+        categories: (rows,) indices into ``CATEGORIES``.
+        documents: (rows,) document numbers.
+
     Raises:
-        ConfigError: the precision asks for more false positives than there are other documents.
+        ConfigError: the precision asks for more false positives than there are other documents, or false positives
+            and confident retain documents together are more than there are.
     """
+    num_forget = len(np.unique(documents[categories == _FORGET]))
+    num_other = len(np.unique(documents[categories != _FORGET]))
+    tpr, fpr = 1.0 if config.tpr is None else config.tpr, config.fpr or 0.0
     if config.undiscovered is not None:
-        return 1 - config.undiscovered, 0.0
-    if config.precision is None or config.recall is None:
-        return (1.0 if config.tpr is None else config.tpr), config.fpr or 0.0
-    wanted = config.recall * (1 - config.precision) / config.precision * num_forget
-    if wanted > num_other:
+        tpr = 1 - config.undiscovered
+    elif config.precision is not None and config.recall is not None:
+        tpr = config.recall
+        fpr = tpr * (1 - config.precision) / config.precision * num_forget / max(num_other, 1)
+    if fpr + config.retain_fraction > 1:
         raise ConfigError(
-            f"labels.precision={config.precision} with recall={config.recall} needs {wanted:.0f} false positives, "
-            f"but there are {num_other} other documents; raise the precision"
+            f"labels: a share of {fpr:.3g} of the {num_other} other documents would be false positives and "
+            f"{config.retain_fraction} confident retain documents; together at most 1: raise the precision (or lower "
+            "fpr), or lower retain_fraction"
         )
-    return config.recall, wanted / num_other if num_other else 0.0
+    return tpr, fpr
 
 
 def draw_labels(categories: Codes, documents: NDArray[np.int64], config: LabelConfig, seed: int) -> Codes:
@@ -46,16 +55,10 @@ def draw_labels(categories: Codes, documents: NDArray[np.int64], config: LabelCo
         documents: (rows,) document numbers.
 
     Raises:
-        ConfigError: false positives and confident retain documents together are more than there are.
+        ConfigError: see ``error_rates``.
     """
     is_forget = categories == _FORGET
-    num_forget = len(np.unique(documents[is_forget]))
-    tpr, fpr = error_rates(config, num_forget, len(np.unique(documents[~is_forget])))
-    if fpr + config.retain_fraction > 1:
-        raise ConfigError(
-            f"labels.fpr={fpr:.3g} and retain_fraction={config.retain_fraction} are shares of the same documents and "
-            "may not exceed 1 together; lower one of them"
-        )
+    tpr, fpr = error_rates(config, categories, documents)
     draws = np.random.default_rng((seed, _LABEL_STREAM)).random(int(documents.max(initial=-1)) + 1)[documents]
     labels = np.full(len(categories), LABELS.index("unlabeled"), np.int8)
     labels[draws < np.where(is_forget, tpr, fpr)] = LABELS.index("forget")

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sgtm.config import CATEGORIES, LABELS, MODES, Category, ConfigError, DataConfig, LabelConfig
-from sgtm.data.labels import Codes, draw_labels, modes_of
+from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
 from sgtm.data.tokenize import MANIFEST, load_tokenizer, tokenizer_hash
 
 Use = Literal["modes", "filter", "everything"]
@@ -31,9 +33,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.categories)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Row ``key``, or row and mode where a sampler draws the mode itself."""
+        index, mode = key if isinstance(key, tuple) else (key, None if self.modes is None else self.modes[key])
         ids = np.asarray(self.data[int(index)]["input_ids"])
-        return {"input_ids": ids} if self.modes is None else {"input_ids": ids, "mode": int(self.modes[index])}
+        return {"input_ids": ids} if mode is None else {"input_ids": ids, "mode": int(mode)}
 
     def select(self, indices: NDArray[np.int64]) -> "Rows":
         modes = None if self.modes is None else self.modes[indices]
@@ -100,6 +104,38 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
     return labelled, {name: n for name, n in counts.items() if n}
 
 
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows padded on the right to the longest: ``input_ids``, ``labels`` (batch, seq), -100 at padding; ``mode`` (batch,).
+
+    A causal model never sees what stands to the right, so no attention mask is needed; end-of-text is trained on, as
+    padding is told apart by its place and not by its token.
+    """
+    lengths = [len(e["input_ids"]) for e in examples]
+    input_ids = torch.zeros(len(examples), max(lengths), dtype=torch.long)
+    labels = torch.full_like(input_ids, -100)
+    for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        input_ids[i, :length] = labels[i, :length] = torch.as_tensor(example["input_ids"])
+    batch = {"input_ids": input_ids, "labels": labels}
+    if "mode" in examples[0]:
+        batch["mode"] = torch.tensor([e["mode"] for e in examples])
+    return batch
+
+
+def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.float64]:
+    """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
+    is_forget = np.arange(len(CATEGORIES)) == CATEGORIES.index("forget")
+    tpr, fpr = error_rates(labels, rows.categories, rows.documents)
+    as_forget = np.where(is_forget, tpr, fpr)
+    as_retain = np.where(is_forget, 0.0, labels.retain_fraction)
+    chances = np.zeros((len(CATEGORIES), len(MODES) + 1))
+    if use == "modes":
+        chances[:, MODES.index("forget")], chances[:, MODES.index("retain")] = as_forget, as_retain
+    elif use == "filter":
+        chances[:, -1] = as_forget
+    chances[:, MODES.index("default")] = 1 - chances.sum(1)
+    return chances
+
+
 def count_modes(rows: Rows) -> dict[str, int]:
     assert rows.modes is not None
     return {mode: int((rows.modes == code).sum()) for code, mode in enumerate(MODES)}
@@ -112,13 +148,13 @@ def _load(path: str) -> Any:
         return load_from_disk(path)
     except FileNotFoundError as error:
         raise ConfigError(f"data.path={path} holds no prepared data; write it with `sgtm data ... --out {path}`") from error
+    except IndexError as error:  # what datasets gives for a split that was saved without rows
+        raise ConfigError(f"{path} has a split that is empty; prepare the data anew with more documents") from error
 
 
 def _split(data: Any, path: str, split: str) -> Dataset:
     if isinstance(data, Dataset) or split not in data:
         raise ConfigError(f"{path} has no split {split!r}; it must have train and test")
-    if len(data[split]) == 0:
-        raise ConfigError(f"{path}: the split {split!r} is empty; prepare the data anew with more documents")
     return data[split]
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from sgtm.config import Category, ConfigError
+from sgtm.data.synthetic import stories
 from sgtm.data.tokenize import Document, Source
 
 HUB_NAME = "ffuuugor/tinystories_spanish"
@@ -31,6 +32,24 @@ def source(name: str, split: str, columns: dict[str, Category]) -> Source:
     if missing := [c for c in columns if c not in found]:
         raise ConfigError(f"{name} has no column {missing}; it has {found}")
     return partial(_documents, rows, columns)
+
+
+def synthetic_source(num_stories: int, seed: int, forget: Literal["es", "en"] = "es") -> Source:
+    """The embedded corpus as documents; ``forget`` is the language to be removed.
+
+    Raises:
+        ConfigError: fewer than two stories (one for each split).
+    """
+    if num_stories < 2:
+        raise ConfigError(f"stories={num_stories}: at least two are needed, one for each split")
+    categories: tuple[Category, Category] = ("retain", "forget") if forget == "es" else ("forget", "retain")
+
+    def documents() -> Iterator[Document]:
+        for texts in stories(num_stories, seed):
+            for category, text in zip(categories, texts, strict=True):
+                yield Document(texts[0], category, text)
+
+    return documents
 
 
 def _documents(rows: Iterable[dict[str, Any]], columns: dict[str, Category]) -> Iterator[Document]:

@@ -9,7 +9,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sgtm.config import CATEGORIES, Category, ConfigError
+from sgtm.config import CATEGORIES, Category, ConfigError, PrepareConfig
 
 END_OF_TEXT = "<|endoftext|>"
 MANIFEST = "manifest.json"
@@ -41,24 +44,6 @@ class Document(NamedTuple):
 Source = Callable[[], Iterable[Document]]  # can be read more than once
 
 
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How a source becomes rows."""
-
-    out: Path
-    """Folder to write; it must not exist yet."""
-    tokenizer: str = "gpt2"
-    """A name on the Hub, a folder or tokenizer.json, or train:VOCAB for a new byte-level BPE."""
-    context: int = 512
-    """Tokens of a row, at most."""
-    pack: bool = False
-    """Fill rows with several documents of one category; by default each document has its own rows."""
-    test_fraction: float = 0.01
-    """Share of document groups kept for the test split, where the source has none of its own."""
-    seed: int = 0
-    """Chooses the test documents."""
-
-
 def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_source: Source | None = None) -> Path:
     """Tokenise ``source`` into ``config.out`` and return that folder.
 
@@ -69,19 +54,11 @@ def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_
             are dropped from the training split.
 
     Raises:
-        ConfigError: the folder exists, a setting makes no sense, the tokenizer cannot be had, or a split is empty.
-            Nothing is left behind.
+        ConfigError: see ``PrepareConfig.check``; the tokenizer cannot be had, or a split is empty. Nothing is left
+            behind.
     """
-    out = Path(config.out)
-    if out.exists():
-        raise ConfigError(f"{out} exists already; remove it or choose another --out")
-    if config.context < 2:
-        raise ConfigError(f"context={config.context} leaves no token to predict; use at least 2")
-    if test_source is None and not 0 < config.test_fraction < 1:
-        raise ConfigError(
-            f"test_fraction={config.test_fraction}: the test split must be smaller than the data and not empty; "
-            "use more than 0 and less than 1"
-        )
+    config.check()
+    out = config.out
     split_of = _Splitter(config, test_source)
     tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
     partial = out.with_name(f"{out.name}.partial")
@@ -90,7 +67,7 @@ def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_
     try:
         counts = _write(source, test_source, split_of, tokenizer, config, partial)
         _check_counts(counts)
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "out"}
+        settings = {key: value for key, value in asdict(config).items() if key != "out"}
         manifest = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer_hash(tokenizer), **counts}
         tokenizer.save_pretrained(partial / "tokenizer")
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -220,7 +197,8 @@ def _write(
     documents: Counter[tuple[str, str]] = Counter()
     rejected: Counter[str] = Counter()
     number = 0
-    for batch in _batches(_with_splits(source, test_source, split_of)):
+    progress = tqdm(_with_splits(source, test_source, split_of), "documents", unit="", unit_scale=True, leave=False)
+    for batch in _batches(progress):
         encoded = tokenizer.backend_tokenizer.encode_batch_fast([d.text for _, d in batch], add_special_tokens=False)
         rows: dict[tuple[str, str], list[tuple[int, list[int]]]] = {}
         for (split, document), encoding in zip(batch, encoded, strict=True):
@@ -265,9 +243,20 @@ def _reason_to_reject(split: str, document: Document) -> str | None:
 
 def _save_splits(folder: Path, writers: dict[str, _RowWriter]) -> None:
     splits = {split: Dataset.from_file(str(w.path)) for split, w in writers.items() if sum(w.rows.values())}
-    DatasetDict(splits).save_to_disk(folder)
+    with _quiet():
+        DatasetDict(splits).save_to_disk(folder)
     for w in writers.values():
         w.path.unlink()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One bar is enough."""
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    yield
+    if not hidden:
+        enable_progress_bars()
 
 
 def _check_counts(counts: dict[str, Any]) -> None:

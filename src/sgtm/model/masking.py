@@ -88,8 +88,12 @@ class SGTM:
             if mode == "forget" and torch.is_grad_enabled():
                 self._check_gradients()
                 self.mask_gradients(mode)
-        finally:
-            for p, grad in held:
+        except BaseException:
+            for p, grad in held:  # what this batch has left there is not masked
+                p.grad = grad
+            raise
+        for p, grad in held:
+            if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
 
     @contextmanager
@@ -168,15 +172,15 @@ class SGTM:
         by_name |= {name: self.partition.model.get_parameter(name) for name in self.frozen_joint}
         return list(by_name.values())
 
-    def _set_gradients_aside(self) -> list[tuple[nn.Parameter, Tensor]]:
-        held = [(p, p.grad) for p in self._frozen_parameters() if p.grad is not None]
+    def _set_gradients_aside(self) -> list[tuple[nn.Parameter, Tensor | None]]:
+        held = [(p, p.grad) for p in self._frozen_parameters()]
         for p, _ in held:
             p.grad = None
         return held
 
     def _check_gradients(self) -> None:
-        frozen = self._frozen_parameters()
-        if frozen and all(p.grad is None for p in frozen if p.requires_grad):
+        trainable = [p for p in self._frozen_parameters() if p.requires_grad]
+        if trainable and all(p.grad is None for p in trainable):
             raise RuntimeError(
                 "no gradient was computed inside sgtm.batch('forget'), so none could be masked; call "
                 "loss.backward() inside the block, or use sgtm.forward('forget') where nothing is trained"
@@ -206,5 +210,6 @@ def _refuse_mode_argument(model: nn.Module, args: tuple[Any, ...], kwargs: dict[
     if "sgtm_mode" in kwargs:
         raise TypeError(
             f"{type(model).__name__} takes no sgtm_mode={kwargs['sgtm_mode']!r}; hold the mode around forward and "
-            "backward: `with sgtm.batch(mode): model(...).loss.backward()` (only GPTNeoForCausalLMSGTM takes the argument)"
+            "backward: `with sgtm.batch(mode): model(...).loss.backward()` (only GPTNeoForCausalLMSGTM takes the "
+            "argument)"
         )

@@ -50,7 +50,7 @@ class Slice(NamedTuple):
         return self.of(self.param).numel()
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The same elements of a ``tensor`` shaped like the parameter (the weight, its gradient, an optimizer's state)."""
+        """The same elements of a ``tensor`` shaped like the parameter (weight, gradient, an optimizer's state)."""
         return tensor.narrow(self.dim, self.start, self.stop - self.start)
 
 
@@ -80,9 +80,7 @@ class Partition:
     writers: tuple[Writer, ...]
 
     @classmethod
-    def of(
-        cls, model: nn.Module, heads: int = 0, neurons: int = 0, layers: Sequence[int] | None = None
-    ) -> "Partition":
+    def of(cls, model: nn.Module, heads: int = 0, neurons: int = 0, layers: Sequence[int] | None = None) -> "Partition":
         """Partition a supported Hugging Face decoder.
 
         Args:
@@ -111,8 +109,7 @@ class Partition:
                     retain += _slices(*where, *runs[0])
                     forget += _slices(*where, *runs[1])
                 retain += _output_bias(sublayer.out, names[id(sublayer.out)], sublayer.kind, layer)
-                if sublayer.forget:
-                    writers.append(Writer(sublayer.out, sublayer.width * (sublayer.units - sublayer.forget)))
+                writers.append(Writer(sublayer.out, sublayer.width * (sublayer.units - sublayer.forget)))
         return cls(model, architecture, heads, neurons, chosen, tuple(retain), tuple(forget), tuple(writers))
 
     @property
@@ -132,14 +129,15 @@ class Partition:
             ValueError: a name that matches no joint parameter.
         """
         chosen: set[str] = set()
-        joint = tuple(self.joint)
+        joint, names = tuple(self.joint), tuple(names)
         for name in names:
             globs = self._globs(name)
             found = [j for j in joint if any(fnmatchcase(j, g) or fnmatchcase(j, f"*.{g}") for g in globs)]
             # A tied head is the embedding: asking for it as well is no mistake, asking for nothing else is.
-            if not found and name != "head":
+            if not found and (name != "head" or set(names) == {"head"}):
                 near = difflib.get_close_matches(name, (*JOINT_GROUPS, *joint), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = "; a tied head is the embedding: use 'embeddings'" if name == "head" else hint
                 raise ValueError(
                     f"joint={name!r} matches no joint parameter{hint} (groups: {', '.join(JOINT_GROUPS)}; "
                     "or a glob of parameter names)"
@@ -232,9 +230,8 @@ class _Sublayer(NamedTuple):
             units = features // self.width  # fewer than ``self.units`` where key/value heads are shared
             if self.forget * units % self.units:
                 group = self.units // units
-                raise ValueError(
-                    f"heads={self.forget} splits a key/value group of {group} heads; use a multiple of {group}"
-                )
+                remedy = f"a multiple of {group}" if units > 1 else "heads=0, as all heads share one group"
+                raise ValueError(f"heads={self.forget} splits a key/value group of {group} heads; use {remedy}")
             split = self.width * (units - self.forget * units // self.units)
             yield f"{self.kind}.in", module, "out", ((0, split), (split, features))  # type: ignore[misc]
         features = _features(self.out, "in")
@@ -255,7 +252,8 @@ def _sublayers(
         if not 0 <= forget < units:
             name = "heads" if kind == "attn" else "neurons"
             raise ValueError(
-                f"{name}={forget} of {units}: a layer has {units} {name}; use 0 to {units - 1}, so that some are retained"
+                f"{name}={forget} of {units}: a layer has {units} {name}; use 0 to {units - 1}, so that some are "
+                "retained"
             )
         yield _Sublayer(kind, [block.get_submodule(p) for p in ins], writer, units, forget, features // units)  # type: ignore[arg-type]
 
@@ -264,7 +262,8 @@ def _check_layers(layers: tuple[int, ...], num_layers: int) -> None:
     wrong = [i for i in layers if not 0 <= i < num_layers]
     if wrong or len(set(layers)) != len(layers) or not layers:
         raise ValueError(
-            f"layers={list(layers)} of a model with {num_layers} layers; use different indices from 0 to {num_layers - 1}"
+            f"layers={list(layers)} of a model with {num_layers} layers; use different indices from 0 to "
+            f"{num_layers - 1}"
         )
 
 
@@ -289,9 +288,7 @@ def _features(module: nn.Module, side: Side) -> int:
     return weight.shape[int(side == "in")]
 
 
-def _slices(
-    module: nn.Module, path: str, side: Side, site: Site, layer: int, start: int, stop: int
-) -> Iterator[Slice]:
+def _slices(module: nn.Module, path: str, side: Side, site: Site, layer: int, start: int, stop: int) -> Iterator[Slice]:
     """Slices that hold features ``start:stop`` of the module's ``side``."""
     for name, dim, first in _parts(module, side):
         size = module.get_parameter(name).shape[dim]

@@ -5,7 +5,7 @@ Nothing here looks at ``sgtm``: the laws compare the package with these tables.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,7 +29,7 @@ REACHED: dict[str, set[str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A configuration, the units to forget, and the features (rows, columns) that these own.
 
@@ -144,14 +144,14 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
 
 
-def _gpt_neo(layers: tuple[int, ...] | None = None, attention: Any = None, heads: int = 1) -> Family:
-    types = attention or [[["global", "local"], 1]]
-    num_layers = sum(len(kinds) * repeats for kinds, repeats in types)
+def _gpt_neo(heads: int = 1, layers: tuple[int, ...] | None = None, attention: Any = None) -> Family:
+    """Tied head, biases in all but queries, keys and values; by default a global and a local layer."""
+    attention = attention or [[["global", "local"], 1]]
     config = GPTNeoConfig(
         vocab_size=24,
         hidden_size=16,
-        num_layers=num_layers,
-        attention_types=types,
+        num_layers=sum(len(kinds) * repeats for kinds, repeats in attention),
+        attention_types=attention,
         num_heads=4,
         intermediate_size=12,
         max_position_embeddings=16,
@@ -174,14 +174,47 @@ def _gpt_neo(layers: tuple[int, ...] | None = None, attention: Any = None, heads
     )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Forget features of a Llama: of queries (and the attention's output), of keys and values, of the MLP."""
+def _llama(
+    heads: int = 1,
+    neurons: int = 3,
+    queries: int = 4,
+    keys: int = 4,
+    layers: tuple[int, ...] | None = None,
+    **changes: Any,
+) -> Family:
+    """``queries`` and ``keys``: forget rows of the queries' projection, and of the keys' and values'."""
+    settings: dict[str, Any] = {
+        "vocab_size": 24,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 12,
+        "max_position_embeddings": 16,
+        "tie_word_embeddings": True,
+    }
+    attention = {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+    return Family(
+        LlamaConfig(**(settings | changes), **IDS),
+        heads=heads,
+        neurons=neurons,
+        layers=layers,
+        blocks="model.layers",
+        ins=attention | {"mlp.gate_proj": neurons, "mlp.up_proj": neurons},
+        outs={"self_attn.o_proj": queries, "mlp.down_proj": neurons},
+        norms=("input_layernorm", "post_attention_layernorm"),
+        embeddings=("model.embed_tokens.weight",),
+    )
 
-    queries: int = 4
-    keys: int = 4
-    neurons: int = 3
 
-
-def _llama(heads: int = 1, rows: _Rows = _Rows(), changes: Mapping[str, Any] = field) -> Family:  # noqa: B008
-    raise NotImplementedError
+FAMILIES: dict[str, Family] = {
+    "gpt_neo": _gpt_neo(),
+    "gpt_neo_no_heads": _gpt_neo(heads=0),
+    "gpt_neo_layers": _gpt_neo(layers=(2, 0), attention=[[["global", "local", "global"], 1]]),
+    "llama": _llama(),
+    "llama_no_neurons": _llama(neurons=0),
+    "llama_grouped": _llama(heads=2, queries=8, keys=4, num_key_value_heads=2),
+    "llama_biases": _llama(
+        queries=6, keys=6, head_dim=6, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
+    ),
+    "llama_layers": _llama(layers=(1,), num_hidden_layers=3),
+}

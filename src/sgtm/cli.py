@@ -1,0 +1,244 @@
+"""``sgtm COMMAND ...``: finds the command and its options; the work is done in the rooms."""
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, load
+
+Arguments = list[str]
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train, evaluate and save one model."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    run_dir: Path | None = None
+    """The run's folder; by default runs/CONFIG-METHOD-seedSEED."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder."""
+
+
+def train(arguments: Arguments) -> None:
+    """Train one model: `sgtm train CONFIG.yaml [--section.key value ...] [--run-dir DIR] [--resume]`."""
+    path = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    default = TrainCommand(RunConfig() if path is None else load(path))
+    rest = arguments if path is None else arguments[1:]
+    command = tyro.cli(TrainCommand, prog="sgtm train CONFIG.yaml", default=default, args=rest)
+    if path is None:
+        raise ConfigError("give the run's configuration first: sgtm train CONFIG.yaml (examples in configs/)")
+    folder = command.run_dir or Path("runs") / f"{path.stem}-{command.run.method}-seed{command.run.seed}"
+    from sgtm.train.run import train as run_training
+    from sgtm.train.summary import print_losses
+
+    run = run_training(command.run, folder, command.resume)
+    print_losses({command.run.method: run.losses})
+    print(f"written to {folder}")
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Losses of a finished run on its test split, for the intact, ablated and calibrated model."""
+
+    def command(run: Annotated[Path, Positional], rows: int | None = None, batch_size: int = 64) -> None:
+        """Losses of a finished run on its test split.
+
+        Args:
+            run: the run's folder.
+            rows: test rows of each category; all by default.
+            batch_size: rows of one forward pass.
+        """
+        from sgtm.train.run import evaluate_run
+        from sgtm.train.summary import print_losses
+
+        print_losses({run.name: evaluate_run(run, rows, batch_size)})
+
+    tyro.cli(command, prog="sgtm evaluate", args=arguments)
+
+
+def export(arguments: Arguments) -> None:
+    """Write a run's model without its forget units, as a checkpoint that loads without sgtm."""
+
+    def command(run: Annotated[Path, Positional], out: Path) -> None:
+        """Write a run's model without its forget units, as a checkpoint that loads without sgtm.
+
+        Args:
+            run: the run's folder.
+            out: folder to write; it must not exist yet.
+        """
+        from sgtm.train.run import export_run
+
+        print(export_run(run, out))
+
+    tyro.cli(command, prog="sgtm export", args=arguments)
+
+
+def demo(arguments: Arguments) -> None:
+    """Train five methods on an embedded corpus and compare them (CPU, a few minutes)."""
+
+    def command(out: Path = Path("runs/demo"), seed: int = 0, steps: int | None = None) -> None:
+        """Train five methods on an embedded bilingual corpus, remove Spanish, and compare.
+
+        Args:
+            out: folder of the demo; an earlier demo there is replaced.
+            seed: of everything.
+            steps: optimizer steps of each method; by default those of configs/demo/demo.yaml.
+        """
+        from sgtm.demo import run_demo
+
+        run_demo(out, seed, steps)
+
+    tyro.cli(command, prog="sgtm demo", args=arguments)
+
+
+@dataclass(frozen=True)
+class SyntheticCommand:
+    """Write the embedded corpus: parallel English and Spanish children's stories from a grammar."""
+
+    prepare: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+    stories: int = 20_000
+    """Stories, each in both languages."""
+    forget: Literal["es", "en"] = "es"
+    """The language to be removed."""
+
+
+def data_synthetic(arguments: Arguments) -> None:
+    """Write the embedded bilingual corpus, prepared for training."""
+    # The grammar's small vocabulary and short stories: no tokenizer to fetch, and rows that a CPU trains on quickly.
+    own = PrepareConfig(tyro.MISSING, tokenizer="train:1024", context=64, pack=True, test_fraction=0.05)
+    command = tyro.cli(
+        SyntheticCommand, prog="sgtm data synthetic", default=SyntheticCommand(own), args=arguments
+    )
+    from sgtm.data.tinystories import synthetic_source
+    from sgtm.data.tokenize import prepare
+
+    source = synthetic_source(command.stories, command.prepare.seed, command.forget)
+    origin = {"source": "sgtm data synthetic", "stories": command.stories, "forget": command.forget}
+    print(f"written to {prepare(source, command.prepare, origin)}")
+
+
+@dataclass(frozen=True)
+class TinyStoriesCommand:
+    """Prepare texts in two languages, one column each: a file, a folder, or a data set on the Hub."""
+
+    prepare: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+    source: str = "ffuuugor/tinystories_spanish"
+    """Local parquet, json, jsonl or arrow file, a folder of them, or a name on the Hub."""
+    split: str = "train"
+    """The split to read where a data set has several."""
+    test_source: str | None = None
+    """Where the test split comes from, if the source has one of its own."""
+    retain_column: str = "text"
+    """The texts that are kept."""
+    forget_column: str = "text_es"
+    """The texts that are to be removed."""
+
+
+def data_tinystories(arguments: Arguments) -> None:
+    """Prepare texts in two columns, one language each."""
+    command = tyro.cli(TinyStoriesCommand, prog="sgtm data tinystories", args=arguments)
+    from sgtm.data.tinystories import source
+    from sgtm.data.tokenize import prepare
+
+    columns: dict[str, Category] = {command.retain_column: "retain", command.forget_column: "forget"}
+    test = None if command.test_source is None else source(command.test_source, command.split, columns)
+    origin = {key: value for key, value in asdict(command).items() if key != "prepare"}
+    training = source(command.source, command.split, columns)
+    print(f"written to {prepare(training, command.prepare, origin, test)}")
+
+
+def plot_tradeoff(arguments: Arguments) -> None:
+    """Forget loss against retain loss of runs."""
+
+    def command(
+        runs: Annotated[list[Path], Positional],
+        out: Path = Path("tradeoff.png"),
+        variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
+        retain: Literal["retain", "adjacent"] = "retain",
+    ) -> None:
+        """Forget loss against retain loss of runs.
+
+        Args:
+            runs: folders of runs.
+            out: the picture to write (png, pdf, svg).
+            variant: which model's losses.
+            retain: the category on the x axis.
+        """
+        from sgtm.plot.records import read_run
+        from sgtm.plot.tradeoff import tradeoff
+
+        tradeoff([read_run(run) for run in runs], out, variant, retain)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot tradeoff", args=arguments)
+
+
+def env(arguments: Arguments) -> None:
+    """Print versions and hardware, for bug reports."""
+
+    def command() -> None:
+        """Print versions and hardware, for bug reports."""
+        from sgtm.environment import environment
+
+        for name, value in environment().items():
+            print(f"{name:15} {value}")
+
+    tyro.cli(command, prog="sgtm env", args=arguments)
+
+
+COMMANDS: dict[str, Callable[[Arguments], None]] = {
+    "demo": demo,
+    "data synthetic": data_synthetic,
+    "data tinystories": data_tinystories,
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "plot tradeoff": plot_tradeoff,
+    "env": env,
+}
+
+
+def main(arguments: Arguments | None = None) -> None:
+    """Run ``sgtm`` with ``arguments`` (the command line by default); errors of the user's making exit with 2."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    for length in (2, 1):
+        command = COMMANDS.get(" ".join(words[:length]))
+        if command is not None:
+            break
+    else:
+        sys.exit(_unknown(" ".join(w for w in words[:2] if not w.startswith("-"))))
+    try:
+        command(words[length:])
+    except ConfigError as error:
+        sys.exit(f"sgtm: error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {(c.__doc__ or '').splitlines()[0]}" for name, c in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: sgtm COMMAND ... (sgtm COMMAND --help shows its options)",
+            "",
+            "Train a language model so that a chosen capability can be taken out again.",
+            "",
+            *lines,
+        )
+    )
+
+
+def _unknown(words: str) -> str:
+    near = difflib.get_close_matches(words, COMMANDS, n=1) or [c for c in COMMANDS if c.startswith(words.split()[0])]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"sgtm: error: no command {words!r}{hint} (commands: {', '.join(COMMANDS)})"

@@ -1,0 +1,116 @@
+"""Prepared data to training rows."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from sgtm.config import CATEGORIES, MODES, ConfigError, DataConfig, LabelConfig
+from sgtm.data.mixture import PreparedData, collate, count_modes, step_draw_chances, training_rows
+from sgtm.data.tokenize import load_tokenizer
+
+LABELS = LabelConfig(undiscovered=0.2, retain_fraction=0.25)
+
+
+def test_each_use_of_the_labels(data):
+    everything, counts = training_rows(data.train, LABELS, "everything", 0)
+    modes, _ = training_rows(data.train, LABELS, "modes", 0)
+    filtered, _ = training_rows(data.train, LABELS, "filter", 0)
+    assert sum(counts.values()) == len(everything) == len(modes) == len(data.train)
+    assert count_modes(everything) == {"default": len(everything), "retain": 0, "forget": 0}
+    assert count_modes(modes)["forget"] == counts["forget as forget"]
+    assert count_modes(modes)["retain"] == counts["retain as retain"]
+    assert len(filtered) == len(data.train) - counts["forget as forget"]
+    undiscovered = filtered.of("forget")
+    assert len(undiscovered) == counts["forget as unlabeled"] > 0
+    assert undiscovered[0]["mode"] == MODES.index("default")
+
+
+def test_a_forget_row_is_trained_in_the_mode_of_its_label(data):
+    rows, _ = training_rows(data.train, LabelConfig(undiscovered=0.0), "modes", 0)
+    for i in range(0, len(rows), 7):
+        is_forget = rows.categories[i] == CATEGORIES.index("forget")
+        assert (rows[i]["mode"] == MODES.index("forget")) is bool(is_forget)
+        assert rows[i]["input_ids"].tolist() == data.train.data[i]["input_ids"]
+
+
+def test_rows_of_a_category_are_drawn_without_replacement(data):
+    some = data.test.of("retain", 3, seed=1)
+    assert len(some) == 3
+    assert len(set(some.documents.tolist())) == 3 or len({tuple(r["input_ids"]) for r in some.data}) == 3
+    assert [r["input_ids"] for r in some.data] == [r["input_ids"] for r in data.test.of("retain", 3, seed=1).data]
+    assert len(data.test.of("retain", 10**9)) == len(data.test.of("retain"))
+
+
+def test_padding_is_told_apart_by_place_not_by_token():
+    batch = collate([{"input_ids": np.array([5, 0]), "mode": 1}, {"input_ids": np.array([7, 8, 0, 0]), "mode": 0}])
+    assert batch["labels"].tolist() == [[5, 0, -100, -100], [7, 8, 0, 0]]
+    assert batch["input_ids"].shape == (2, 4)
+    assert batch["mode"].tolist() == [1, 0]
+    assert batch["input_ids"].dtype == torch.long
+
+
+def test_chances_of_a_step(data):
+    chances = step_draw_chances(data.train, LabelConfig(tpr=0.8, fpr=0.1, retain_fraction=0.25), "modes")
+    assert chances.sum(1) == pytest.approx(1)
+    by_mode = {mode: chances[:, MODES.index(mode)] for mode in MODES}
+    forget, retain = CATEGORIES.index("forget"), CATEGORIES.index("retain")
+    assert by_mode["forget"][forget] == pytest.approx(0.8)
+    assert by_mode["forget"][retain] == pytest.approx(0.1)
+    assert by_mode["retain"][[forget, retain]].tolist() == [0, 0.25]
+    dropped = step_draw_chances(data.train, LABELS, "filter")[:, -1]
+    assert dropped[[forget, retain]] == pytest.approx([0.8, 0])
+
+
+@pytest.fixture
+def paper_data(tmp_path, prepared):
+    """Sets as the paper's code prepared them: padded with end-of-text, with an attention mask, one folder a language."""
+    tokenizer = load_tokenizer(str(prepared / "tokenizer"))
+    eos = tokenizer.eos_token_id
+    rows = {"input_ids": [[9, 8, eos, eos], [7, 6, 5, 4]], "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]]}
+    for language in ("en", "es"):
+        split = Dataset.from_dict(rows)
+        DatasetDict(train=split, test=split).save_to_disk(tmp_path / language)
+    parts = {"retain": str(tmp_path / "en"), "forget": str(tmp_path / "es")}
+    return DataConfig(parts=parts, tokenizer=str(prepared / "tokenizer"))
+
+
+def test_data_prepared_by_the_papers_code_loads(paper_data):
+    data = PreparedData.load(paper_data)
+    assert data.train.present == ["forget", "retain"]
+    eos = data.tokenizer.eos_token_id
+    assert [data.train[i]["input_ids"].tolist() for i in range(4)] == [[9, 8, eos], [7, 6, 5, 4]] * 2
+
+
+def test_bad_data_is_refused(tmp_path, prepared, paper_data):
+    with pytest.raises(ConfigError, match="is not set"):
+        PreparedData.load(DataConfig())
+    with pytest.raises(ConfigError, match="holds no prepared data"):
+        PreparedData.load(DataConfig(str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match=r"no column \['category', 'document'\]"):
+        PreparedData.load(DataConfig(paper_data.parts["forget"]))
+    with pytest.raises(ConfigError, match="its keys are categories"):
+        PreparedData.load(DataConfig(parts={"spanish": paper_data.parts["forget"]}))
+    Dataset.from_dict({"input_ids": [[1]]}).save_to_disk(tmp_path / "one")
+    with pytest.raises(ConfigError, match="no split 'train'"):
+        PreparedData.load(DataConfig(str(tmp_path / "one")))
+    empty = Dataset.from_dict({"input_ids": [], "category": [], "document": []})
+    DatasetDict(train=empty, test=empty).save_to_disk(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="is empty"):
+        PreparedData.load(DataConfig(str(tmp_path / "empty")))
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_data_is_refused(tmp_path, prepared, paper_data):
+    changed = tmp_path / "changed"
+    shutil.copytree(prepared, changed)
+    manifest = json.loads((changed / "manifest.json").read_text())
+    (changed / "manifest.json").write_text(json.dumps({**manifest, "tokenizer_sha256": "0"}))
+    with pytest.raises(ConfigError, match="not the tokenizer that the data was prepared with"):
+        PreparedData.load(DataConfig(str(changed)))
+    big = Dataset.from_dict({"input_ids": [[100_000]]})
+    DatasetDict(train=big, test=big).save_to_disk(tmp_path / "big")
+    with pytest.raises(ConfigError, match="do not belong"):
+        PreparedData.load(DataConfig(parts={"forget": str(tmp_path / "big")}, tokenizer=paper_data.tokenizer))

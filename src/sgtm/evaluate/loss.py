@@ -1,0 +1,98 @@
+"""Losses in nats per token: sums over tokens, never means of means."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sgtm.config import Category
+from sgtm.data.mixture import Rows, collate
+from sgtm.model.masking import SGTM
+
+Variant = Literal["intact", "ablated", "calibrated"]
+_MAX_LOGITS = 2**27  # entries of one forward pass: half a gigabyte in fp32
+_CHUNK = 2**24  # entries that are in fp32 at a time
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``mean`` = sum of token losses / ``num_tokens``."""
+
+    mean: float
+    num_tokens: int
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: nn.Module, rows: Rows, sgtm: SGTM | None = None, bias: Tensor | None = None, batch_size: int = 64
+) -> Loss:
+    """Next-token loss of ``model`` on ``rows``, token-weighted; end-of-text counts, padding does not.
+
+    Args:
+        sgtm: if given, the *ablated* model is evaluated, by its retain pass: no weight is changed.
+        bias: (vocab,) added to the logits (calibration).
+        batch_size: rows of one forward pass, fewer where the logits would be large.
+
+    Raises:
+        ValueError: no row has a token to predict.
+    """
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    was_training = model.training
+    model.eval()
+    with sgtm.forward("retain") if sgtm is not None else nullcontext():
+        for input_ids, labels in batches(model, rows, batch_size):
+            logits = model(input_ids=input_ids, use_cache=False).logits
+            total += _sum_of_losses(logits, labels, bias)
+            count += int((labels[:, 1:] != -100).sum())
+    model.train(was_training)
+    if not count:
+        raise ValueError(f"{len(rows)} rows have no token to predict; rows need at least two tokens")
+    return Loss(float(total) / count, count)
+
+
+def evaluate_categories(
+    model: nn.Module, rows: dict[Category, Rows], sgtm: SGTM | None, bias: Tensor | None, batch_size: int
+) -> dict[tuple[Category, Variant], Loss]:
+    """Losses of every category for the intact and ablated model and, with a ``bias``, the calibrated one.
+
+    A model without forget units (``sgtm=None``) is its own ablated model.
+    """
+    losses: dict[tuple[Category, Variant], Loss] = {}
+    for category, of_category in rows.items():
+        intact = evaluate_loss(model, of_category, batch_size=batch_size)
+        losses[category, "intact"] = losses[category, "ablated"] = intact
+        if sgtm is not None:
+            losses[category, "ablated"] = evaluate_loss(model, of_category, sgtm, batch_size=batch_size)
+        if bias is not None:
+            losses[category, "calibrated"] = evaluate_loss(model, of_category, sgtm, bias, batch_size)
+    return losses
+
+
+def batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(input_ids, labels), (batch, seq) each, on the model's device; rows of like length stand together."""
+    parameter = next(model.parameters())
+    lengths = np.array([len(rows.data[i]["input_ids"]) for i in range(len(rows))])
+    order = np.argsort(-lengths, kind="stable")
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    start = 0
+    while start < len(order):
+        fits = max(1, _MAX_LOGITS // (int(lengths[order[start]]) * vocab_size))
+        size = min(batch_size, fits)
+        batch = collate([{"input_ids": rows[int(i)]["input_ids"]} for i in order[start : start + size]])
+        yield batch["input_ids"].to(parameter.device), batch["labels"].to(parameter.device)
+        start += size
+
+
+def _sum_of_losses(logits: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+    """Sum over tokens of -log softmax(logits + bias)[label], in fp32 a few rows at a time; () on the CPU."""
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    rows = max(1, _CHUNK // (logits.shape[1] * logits.shape[2]))
+    for z, y in zip(logits[:, :-1].split(rows), labels[:, 1:].split(rows), strict=True):
+        z = z.float() if bias is None else z.float() + bias
+        total += F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
+    return total.cpu()

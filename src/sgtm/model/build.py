@@ -1,0 +1,102 @@
+"""A new model from a run's configuration."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from sgtm.config import ConfigError, ModelConfig, PartitionConfig
+from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
+from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
+
+
+def build_model(
+    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, SGTM | None]:
+    """A model with random weights (seed torch first) and its masking; None without a ``strategy``.
+
+    Models are stock Hugging Face ones, except that ``head_bias`` and ``init: paper`` need the GPT-Neo classes.
+
+    Raises:
+        ConfigError: an unknown family or key, a vocabulary that does not fit the tokenizer, or units that the model
+            does not have.
+    """
+    hf_config = _hf_config(config, tokenizer)
+    try:
+        return _build(hf_config, config, partition, strategy)
+    except ValueError as error:
+        raise ConfigError(f"model or partition: {error}") from error
+
+
+def _build(
+    hf_config: PreTrainedConfig, config: ModelConfig, partition: PartitionConfig, strategy: str | None
+) -> tuple[PreTrainedModel, SGTM | None]:
+    if config.head_bias or config.init == "paper":
+        return _build_paper_model(hf_config, config, partition, strategy)
+    model = AutoModelForCausalLM.from_config(hf_config)
+    if strategy is None:
+        return model, None
+    units = Partition.of(model, partition.heads, partition.neurons, partition.layers)
+    return model, SGTM(units, strategy, partition.joint)
+
+
+def _build_paper_model(
+    hf_config: PreTrainedConfig, config: ModelConfig, partition: PartitionConfig, strategy: str | None
+) -> tuple[PreTrainedModel, SGTM | None]:
+    if hf_config.model_type != "gpt_neo":
+        raise ConfigError(
+            f"model.head_bias and init=paper are the paper's GPT-Neo; model_type={hf_config.model_type!r} has neither: "
+            "leave them out"
+        )
+    width = hf_config.intermediate_size or 4 * hf_config.hidden_size
+    model = GPTNeoForCausalLMSGTM(
+        GPTNeoSGTMConfig(
+            **{k: v for k, v in hf_config.to_dict().items() if k != "model_type"},
+            retain_mlp_dim=width - partition.neurons,
+            retain_attn_heads=hf_config.num_heads - partition.heads,
+            masked_layers=[] if strategy is None else partition.layers,
+            masking_strategy=strategy or "parameter_masking",
+            split_masked_weights=True,
+            joint=partition.joint,
+            init=config.init,
+        )
+    )
+    return model, None if strategy is None else model.sgtm
+
+
+def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    values = dict(config.config)
+    family = values.pop("model_type", None)
+    if family not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(family), CONFIG_MAPPING.keys(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"model.config.model_type={family!r} is no family of transformers{hint}")
+    _check_keys(family, values)
+    size = values.setdefault("vocab_size", len(tokenizer))
+    if size < len(tokenizer):
+        raise ConfigError(
+            f"model.config.vocab_size={size} is less than the {len(tokenizer)} entries of the data's tokenizer; "
+            "leave it out, or make it larger"
+        )
+    values.setdefault("bos_token_id", tokenizer.eos_token_id)
+    values.setdefault("eos_token_id", tokenizer.eos_token_id)
+    if family == "gpt_neo" and "attention_types" not in values:
+        values["attention_types"] = GPTNeoSGTMConfig(num_layers=values.get("num_layers", 24)).attention_types
+    try:
+        return AutoConfig.for_model(family, **values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.config is no {family} configuration: {error}") from error
+
+
+def _check_keys(family: str, values: dict[str, Any]) -> None:
+    """transformers keeps unknown keys without a word: a misspelt size would be its default."""
+    cls = CONFIG_MAPPING[family]
+    known = {f.name for f in dataclasses.fields(cls)} | set(cls.attribute_map)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"model.config: unknown key {key!r} for {family}{hint}")

@@ -1,0 +1,315 @@
+"""The laws of the method, for each family x strategy x choice of joint parameters.
+
+A family earns its row in ``ARCHITECTURES`` here. Laws 9 to 13 stand where their subjects do.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from sgtm.config import MODES, Mode
+from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
+from sgtm.model.tests.families import FORGET, JOINT, RETAIN, Family, Joint, gradients, logits, tokens
+
+Gradients = dict[str, Tensor]
+
+
+def prepare(family: Family, strategy: str, joint: Joint, dtype: torch.dtype = torch.float32) -> SGTM:
+    return SGTM(Partition.of(family.model(dtype), **family.units), strategy, joint)
+
+
+def run(sgtm: SGTM, mode: Mode, seed: int = 0, scale: float = 1.0, rows: slice = slice(None)) -> None:
+    """One batch of ``mode``; gradients accumulate."""
+    batch = {name: values[rows] for name, values in tokens(seed).items()}
+    with sgtm.batch(mode):
+        (scale * sgtm.partition.model(**batch).loss).backward()
+
+
+def assert_equal(actual: Gradients, expected: Gradients) -> None:
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+def assert_close(actual: Gradients, expected: Gradients) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---- Law 1: default mode is the untouched model, bit for bit
+
+
+def test_default_mode_is_the_untouched_model(family: Family, strategy: str, joint: Joint) -> None:
+    stock = family.model()
+    stock(**tokens()).loss.backward()
+    sgtm = prepare(family, strategy, joint)
+    model = sgtm.partition.model
+    run(sgtm, "retain")
+    run(sgtm, "forget")
+    model.zero_grad()
+    assert torch.equal(logits(model), logits(stock))
+    run(sgtm, "default")
+    assert_equal(gradients(model), gradients(stock))
+
+
+# ---- Law 2: retain, forget and joint are disjoint and cover all parameters
+
+
+def test_partition_owns_every_element_once(family: Family) -> None:
+    partition = Partition.of(family.model(), **family.units)
+    painted = {name: torch.full(p.shape, -1) for name, p in partition.model.named_parameters()}
+    for owner, slices in ((RETAIN, partition.retain), (FORGET, partition.forget)):
+        for s in slices:
+            assert (s.of(painted[s.name]) == -1).all(), s
+            s.of(painted[s.name]).fill_(owner)
+    for name in partition.joint:
+        assert (painted[name] == -1).all(), name
+        painted[name].fill_(JOINT)
+    assert_equal(painted, family.owners(partition.model))
+
+
+def test_slices_name_their_parameter_and_site(family: Family) -> None:
+    partition = Partition.of(family.model(), **family.units)
+    sites = family.sites()
+    for s in (*partition.retain, *partition.forget):
+        assert s.param is partition.model.get_parameter(s.name)
+        assert s.site == sites[s.name].removesuffix(" bias")
+        assert s.name.startswith(f"{family.blocks}.{s.layer}.")
+
+
+def test_blocks_tile_every_parameter_once(family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint)
+    model = sgtm.partition.model
+    may_change = {mode: family.may_change(model, mode, strategy, joint) for mode in MODES}
+    owners = family.owners(model)
+    tiles = {name: torch.zeros(p.shape, dtype=torch.int) for name, p in model.named_parameters()}
+    for block in sgtm.blocks():
+        part = block.slice.of if block.slice else lambda tensor: tensor
+        part(tiles[block.name]).add_(1)
+        assert ((part(owners[block.name]) == FORGET) == block.is_forget).all(), block
+        for mode in MODES:
+            assert (part(may_change[mode][block.name]) == (mode in block.modes)).all(), (block, mode)
+    assert all((tile == 1).all() for tile in tiles.values())
+
+
+# ---- Law 3: a retain batch's output equals the ablated model's
+
+
+def test_retain_pass_is_the_ablated_model(family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint)
+    intact = logits(sgtm.partition.model)
+    ablated = family.model()
+    Partition.of(ablated, **family.units).ablate()
+    for hold in (sgtm.forward, sgtm.batch):
+        with hold("retain"):
+            # Bit-equal: a silent unit adds +-0 to the same sums.
+            assert torch.equal(logits(sgtm.partition.model), logits(ablated))
+    assert not torch.allclose(intact, logits(ablated), atol=1e-2)
+
+
+# ---- Law 4: gradients lie inside what the batch may change, and all of that is reached
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_batch_changes_what_it_may_and_all_of_it(mode: Mode, family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint)
+    model = sgtm.partition.model
+    may_change, owners = family.may_change(model, mode, strategy, joint), family.owners(model)
+    run(sgtm, mode)
+    for name, grad in gradients(model).items():
+        assert not grad[~may_change[name]].any(), name
+        if name in family.cut_off(model, mode, strategy):
+            assert not grad.any(), name
+        elif may_change[name].any() and (owners[name] == JOINT).all():
+            assert grad.any(), name
+        else:  # every element that a unit owns
+            assert grad[may_change[name]].all(), name
+
+
+# ---- Law 5: gradients equal the plain reference
+
+
+class TreatedLinear(nn.Linear):
+    """``y = treat(x) W^T + b``, around the parameters of another layer."""
+
+    def __init__(self, linear: nn.Linear, treat: Callable[[Tensor], Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias, self.treat = linear.weight, linear.bias, treat
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.treat(x), self.weight, self.bias)
+
+
+def treatment(mode: Mode, strategy: str, forget: Tensor) -> Callable[[Tensor], Tensor]:
+    """What stands in front of an output projection whose ``forget`` inputs (features,) are the forget units'."""
+    if mode == "retain":
+        return lambda x: torch.where(forget, 0.0, x)
+    if mode == "forget" and strategy == "activation_masking":
+        return lambda x: torch.where(forget, x, 0.0)
+    if mode == "forget" and strategy == "gradient_routing":
+        return lambda x: torch.where(forget, x, x.detach())
+    return lambda x: x
+
+
+def reference(family: Family, mode: Mode, strategy: str, joint: Joint, seed: int = 0) -> tuple[Tensor, Gradients]:
+    """Loss and gradients of the plain model with parameters ``where(mask, W, W.detach())``."""
+    model = family.model(torch.float64)
+    for path, k in family.forget_inputs().items():
+        linear = model.get_submodule(path)
+        forget = torch.arange(linear.in_features) >= linear.in_features - k
+        model.set_submodule(path, TreatedLinear(linear, treatment(mode, strategy, forget)))
+    masks = family.may_change(model, mode, strategy, joint)
+    # A retain batch spares the forget units by silencing them, not by masking.
+    masked = {n: torch.where(masks[n], p, p.detach()) if mode == "forget" else p for n, p in model.named_parameters()}
+    loss = functional_call(model, masked, kwargs=tokens(seed)).loss
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+@pytest.mark.parametrize("mode", ["retain", "forget"])
+def test_gradients_equal_the_plain_reference(mode: Mode, family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint, torch.float64)
+    loss, expected = reference(family, mode, strategy, joint)
+    with sgtm.forward(mode), torch.no_grad():
+        torch.testing.assert_close(sgtm.partition.model(**tokens()).loss, loss, rtol=1e-12, atol=0)
+    run(sgtm, mode)
+    assert_close(gradients(sgtm.partition.model), expected)
+
+
+# ---- Law 6: ablation is idempotent, survives save and load, and units can be made to learn again
+
+
+@pytest.fixture
+def ablated(family: Family) -> Partition:
+    partition = Partition.of(family.model(), **family.units)
+    partition.ablate()
+    return partition
+
+
+def test_ablation_zeroes_the_forget_slices_alone(family: Family, ablated: Partition) -> None:
+    owners = family.owners(ablated.model)
+    intact = dict(family.model().named_parameters())
+    expected = {name: torch.where(owners[name] == FORGET, 0.0, p) for name, p in intact.items()}
+    assert_equal(dict(ablated.model.named_parameters()), expected)
+
+
+def test_ablation_is_idempotent(ablated: Partition) -> None:
+    once = copy.deepcopy(ablated.model.state_dict())
+    ablated.ablate()
+    assert_equal(ablated.model.state_dict(), once)
+
+
+def test_ablation_survives_save_and_load(family: Family, ablated: Partition, tmp_path: Path) -> None:
+    ablated.model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(ablated.model))
+    assert not any(s.of(s.param).any() for s in Partition.of(loaded, **family.units).forget)
+
+
+def test_reinit_keeps_the_function(family: Family, ablated: Partition) -> None:
+    partition = Partition.of(family.model(), **family.units)
+    partition.ablate(reinit=True, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(logits(partition.model), logits(ablated.model))
+
+
+def test_reinit_follows_its_generator(family: Family) -> None:
+    def reinit(seed: int) -> Gradients:
+        partition = Partition.of(family.model(), **family.units)
+        partition.ablate(reinit=True, generator=torch.Generator().manual_seed(seed))
+        return dict(partition.model.named_parameters())
+
+    assert_equal(reinit(1), reinit(1))
+    one, two = reinit(1), reinit(2)
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
+def test_ablated_units_are_dead_and_reinitialised_ones_learn(family: Family, ablated: Partition) -> None:
+    def learning() -> dict[str, set[bool]]:
+        """Whether elements of forget units get a gradient, on the input and on the output side."""
+        ablated.model.zero_grad()
+        ablated.model(**tokens()).loss.backward()
+        found: dict[str, set[bool]] = {"in": set(), "out": set()}
+        for s in ablated.forget:
+            found[s.site.partition(".")[2]] |= set((s.of(s.param.grad) != 0).flatten().tolist())
+        return found
+
+    assert learning() == {"in": {False}, "out": {False}}
+    ablated.ablate(reinit=True, generator=torch.Generator().manual_seed(1))
+    assert learning() == {"in": {False}, "out": {True}}
+    torch.optim.SGD(ablated.model.parameters(), lr=0.1).step()
+    assert learning() == {"in": {True}, "out": {True}}
+
+
+# ---- Law 7: an exception inside a batch leaves the mode at default, and earlier gradients as they were
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_exception_before_backward(mode: Mode, family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint)
+    model = sgtm.partition.model
+    intact = logits(model)
+    run(sgtm, "default")
+    earlier = gradients(model)
+    with pytest.raises(KeyboardInterrupt), sgtm.batch(mode):
+        interrupt(model(**tokens(1)).loss)
+    assert sgtm.mode == "default"
+    assert torch.equal(logits(model), intact)
+    assert_equal(gradients(model), earlier)
+
+
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_exception_after_backward(accumulated: bool, family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint)
+    model = sgtm.partition.model
+    if accumulated:
+        run(sgtm, "default")
+    earlier = gradients(model)
+    with pytest.raises(KeyboardInterrupt), sgtm.batch("forget"):
+        interrupt(model(**tokens(1)).loss.backward())
+    assert sgtm.mode == "default"
+    for name, may_change in family.may_change(model, "forget", strategy, joint).items():
+        assert torch.equal(gradients(model)[name][~may_change], earlier[name][~may_change]), name
+
+
+# ---- Law 8: accumulated micro-batches equal one batch
+
+
+def alone(family: Family, strategy: str, joint: Joint, mode: Mode, seed: int) -> Gradients:
+    sgtm = prepare(family, strategy, joint, torch.float64)
+    run(sgtm, mode, seed)
+    return gradients(sgtm.partition.model)
+
+
+def test_modes_mix_in_any_order(family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint, torch.float64)
+    model = sgtm.partition.model
+    parts = [alone(family, strategy, joint, mode, seed) for seed, mode in enumerate(MODES)]
+    earlier = alone(family, strategy, joint, "default", 9)
+    for i, order in enumerate(permutations(enumerate(MODES))):
+        with_earlier = i % 2 == 0  # each mode comes first once with gradients from before, and once without
+        for name, p in model.named_parameters():
+            p.grad = earlier[name].clone() if with_earlier else None
+        for seed, mode in order:
+            run(sgtm, mode, seed)
+        expected = {name: with_earlier * grad + sum(part[name] for part in parts) for name, grad in earlier.items()}
+        assert_close(gradients(model), expected)
+
+
+@pytest.mark.parametrize("mode", ["retain", "forget"])
+def test_micro_batches_equal_one_batch(mode: Mode, family: Family, strategy: str, joint: Joint) -> None:
+    sgtm = prepare(family, strategy, joint, torch.float64)
+    for i in range(3):
+        run(sgtm, mode, scale=1 / 3, rows=slice(i, i + 1))
+    assert_close(gradients(sgtm.partition.model), alone(family, strategy, joint, mode, 0))

@@ -1,0 +1,45 @@
+"""What figures are drawn from: a run's ``metrics.jsonl`` and ``config.yaml``. Nothing here needs torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgtm.config import ConfigError
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """One run's test losses."""
+
+    folder: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def curve(self, category: str, variant: str) -> list[tuple[int, float]]:
+        """(step, loss in nats per token) of one category and variant on the test split."""
+        return [
+            (r["step"], r["loss"])
+            for r in self.records
+            if r["split"] == "test" and r["category"] == category and r["variant"] == variant
+        ]
+
+
+def read_run(folder: Path) -> RunRecords:
+    """Read one run.
+
+    Raises:
+        ConfigError: no records there.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no metrics.jsonl; give folders written by `sgtm train`")
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut short
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return RunRecords(folder, config, [json.loads(line) for line in lines if line])

@@ -1,0 +1,88 @@
+"""``metrics.jsonl``: one object a line, written as the run goes on."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sgtm.config import Category
+from sgtm.evaluate.loss import Loss, Variant
+
+Evaluation = Callable[[int], dict[tuple[Category, Variant], Loss]]
+METRICS = "metrics.jsonl"
+
+
+class Recorder(TrainerCallback):
+    """Writes training losses as Trainer logs them, and evaluates every ``every`` steps and at the end.
+
+    A record has: step, tokens (trained on so far, each predicted token once), flops (6 x parameters x tokens), split,
+    category, variant, loss (nats per token), num_tokens (that the loss is a mean over).
+
+    Args:
+        evaluate: given the step, the losses of the test split.
+        flops_per_token: 6 x the number of parameters.
+    """
+
+    def __init__(self, folder: Path, evaluate: Evaluation, every: int | None, flops_per_token: int) -> None:
+        self.path, self.evaluate, self.every, self.flops_per_token = folder / METRICS, evaluate, every, flops_per_token
+        self.evaluated_at = -1
+        self.tokens_at_log = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run repeats the steps since its checkpoint: forget what was written of them."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+        self.tokens_at_log = state.num_input_tokens_seen
+        kept = [r for r in read_records(self.path) if r["step"] <= state.global_step] if state.global_step else []
+        if state.is_world_process_zero:
+            self.path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        if "loss" not in logs:
+            return
+        tokens, self.tokens_at_log = state.num_input_tokens_seen - self.tokens_at_log, state.num_input_tokens_seen
+        extra = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
+        self._write(state, "train", "all", "intact", Loss(logs["loss"], tokens), **extra)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last = state.global_step >= state.max_steps
+        if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
+            self.evaluated_at = state.global_step
+            for (category, variant), loss in self.evaluate(state.global_step).items():
+                self._write(state, "test", category, variant, loss)
+
+    def _write(
+        self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        tokens = state.num_input_tokens_seen
+        record = {
+            "step": state.global_step,
+            "tokens": tokens,
+            "flops": tokens * self.flops_per_token,
+            "split": split,
+            "category": category,
+            "variant": variant,
+            "loss": loss.mean,
+            "num_tokens": loss.num_tokens,
+            **extra,
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a ``metrics.jsonl``; a last line cut short by a killed run is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]

@@ -1,0 +1,254 @@
+"""One run, from its configuration to a trained, evaluated model on disk."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from sgtm.config import Category, ConfigError, RunConfig, dump, load
+from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
+from sgtm.data.tokenize import load_tokenizer
+from sgtm.environment import environment, tune_malloc
+from sgtm.evaluate.calibrate import fit_bias
+from sgtm.evaluate.loss import Loss, Variant, evaluate_categories
+from sgtm.model.build import build_model
+from sgtm.model.export import Export, export
+from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
+from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
+from sgtm.model.strategies import STRATEGIES
+from sgtm.train.recorder import Recorder
+from sgtm.train.sampler import ModeSampler, StepDrawSampler
+from sgtm.train.trainer import SGTMTrainer
+
+_WARMUP_START = 0.1  # of the learning rate
+# Renamed in transformers 5.23, where the old name warns.
+_FIELDS = TrainingArguments.__dataclass_fields__
+_CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method uses the labels, and the strategy under which it masks."""
+
+    use: Use
+    strategy: str | None = None
+
+
+METHODS = {
+    "none": Method("everything"),
+    "filter": Method("filter"),
+    "sgtm": Method("modes", "parameter_masking"),
+    **{name: Method("modes", name) for name in STRATEGIES},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run leaves in memory."""
+
+    model: PreTrainedModel
+    sgtm: SGTM | None
+    data: PreparedData
+    losses: dict[tuple[Category, Variant], Loss]
+    bias: Tensor
+
+
+def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
+    """Train, evaluate and save one model.
+
+    Args:
+        folder: the run's folder: config.yaml, run.json, metrics.jsonl, checkpoints/ and, at the end, model/.
+        resume: go on from the last checkpoint in ``folder``.
+
+    Raises:
+        ConfigError: anything wrong with configuration, data or folder, before a step is taken.
+    """
+    method = method_of(config)
+    checkpoint = _open_folder(config, folder, resume)
+    tune_malloc()
+    data = PreparedData.load(config.data)
+    rows, label_counts = training_rows(data.train, config.labels, method.use, config.seed)
+    set_seed(config.seed)
+    model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
+    evaluation = Evaluation(config, model, sgtm, data)
+    trainer = SGTMTrainer(
+        model,
+        training_arguments(config, folder),
+        sgtm,
+        config.train.update,
+        config.train.forget_lr_scale,
+        sampler=_sampler(config, method, data.train, rows),
+        train_dataset=rows,
+        processing_class=data.tokenizer,
+    )
+    recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters())
+    trainer.add_callback(recorder)
+    _start_folder(config, folder, {"rows": label_counts, "modes": count_modes(rows)}, model, sgtm)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        save_model(model, data.tokenizer, folder / "model")
+    assert evaluation.bias is not None
+    return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
+
+
+def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
+    """A finished run's configuration, model and masking.
+
+    Raises:
+        ConfigError: no finished run there.
+    """
+    if not (folder / "model" / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no finished run (no model/ in it); train it to its end, or --resume it")
+    config = load(folder / "config.yaml")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    strategy, p = method_of(config).strategy, config.partition
+    if strategy is None:
+        return config, model, None
+    if isinstance(model, GPTNeoForCausalLMSGTM):
+        return config, model, model.sgtm
+    return config, model, SGTM(Partition.of(model, p.heads, p.neurons, p.layers), strategy, p.joint)
+
+
+def evaluate_run(folder: Path, rows: int | None, batch_size: int) -> dict[tuple[Category, Variant], Loss]:
+    """Evaluate a finished run anew, calibration included."""
+    config, model, sgtm = load_run(folder)
+    tune_malloc()
+    config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
+    return Evaluation(config, model, sgtm, PreparedData.load(config.data))(config.train.steps)
+
+
+def export_run(folder: Path, out: Path) -> Export:
+    """Export a finished run's model without its forget units."""
+    _, model, sgtm = load_run(folder)
+    if sgtm is None:
+        raise ConfigError(f"{folder} has no forget units to remove (method none or filter); its model/ is stock already")
+    return export(model, sgtm, out, load_tokenizer(str(folder / "model")))
+
+
+class Evaluation:
+    """Losses of the test split, and a calibration of the final model."""
+
+    def __init__(self, config: RunConfig, model: PreTrainedModel, sgtm: SGTM | None, data: PreparedData) -> None:
+        self.config, self.model, self.sgtm = config, model, sgtm
+        test, train = config.evaluate.rows, config.calibrate.rows
+        self.test = {c: data.test.of(c, test, config.seed) for c in data.test.present}
+        self.train = {c: data.train.of(c, train, config.seed) for c in data.train.present}
+        self.bias: Tensor | None = None
+        self.losses: dict[tuple[Category, Variant], Loss] = {}
+
+    def __call__(self, step: int) -> dict[tuple[Category, Variant], Loss]:
+        """Losses by category and variant; calibrated at the last step, or at all of them if so configured."""
+        c = self.config
+        if step >= c.train.steps or c.calibrate.every_evaluation:
+            self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed)
+        self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, c.evaluate.batch_size)
+        return self.losses
+
+
+def method_of(config: RunConfig) -> Method:
+    """The row of ``METHODS`` that the configuration names.
+
+    Raises:
+        ConfigError: no such method (the nearest is named).
+    """
+    if config.method not in METHODS:
+        near = get_close_matches(config.method, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"method={config.method!r} is none of {sorted(METHODS)}{hint}")
+    return METHODS[config.method]
+
+
+def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
+    """The configuration as ``transformers.TrainingArguments``; ``train.arguments`` has the last word."""
+    t = config.train
+    values: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "max_steps": t.steps,
+        "learning_rate": t.learning_rate,
+        "lr_scheduler_type": "cosine_warmup_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.0, "warmup_lr_rate": _WARMUP_START},
+        "warmup_steps": t.warmup_steps,
+        "weight_decay": t.weight_decay,
+        "adam_beta1": t.beta1,
+        "adam_beta2": t.beta2,
+        "max_grad_norm": t.max_grad_norm,
+        "optim": t.optimizer,
+        "bf16": t.precision == "bf16",
+        _CHECKPOINTING: t.gradient_checkpointing,
+        "logging_steps": t.log_every,
+        "save_strategy": "steps" if t.save_every else "no",
+        "save_steps": t.save_every or t.steps,
+        "save_total_limit": 2,
+        "dataloader_drop_last": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "seed": config.seed,
+        "report_to": "none",
+        **t.arguments,
+    }
+    try:
+        arguments = TrainingArguments(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train: transformers.TrainingArguments refuses this: {error}") from error
+    return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer as a Hugging Face checkpoint."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int | None) -> TrainingArguments:
+    share, rest = divmod(batch_size, arguments.world_size)
+    micro = share if micro is None else micro
+    if rest or share % micro:
+        raise ConfigError(
+            f"train.batch_size={batch_size} cannot be cut into micro-batches of {micro} on {arguments.world_size} "
+            "processes; use a multiple of their product"
+        )
+    return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
+
+
+def _sampler(config: RunConfig, method: Method, all_rows: Rows, rows: Rows) -> Sampler[Any]:
+    t = config.train
+    if t.mixing == "step_draw":
+        chances = step_draw_chances(all_rows, config.labels, method.use)
+        return StepDrawSampler(all_rows.categories, chances, t.batch_size, config.seed)
+    assert rows.modes is not None
+    return ModeSampler(rows.modes, t.batch_size, t.mixing, config.seed)
+
+
+def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
+    """The checkpoint to go on from, if any."""
+    written = folder / "config.yaml"
+    if not resume:
+        if written.exists():
+            raise ConfigError(f"{folder} holds a run already; go on with --resume, or choose another --run-dir")
+        return None
+    if not written.exists():
+        raise ConfigError(f"{folder} holds no run to resume; start it without --resume")
+    before, now = asdict(load(written)), asdict(config)
+    if changed := [key for key in now if now[key] != before[key]]:
+        raise ConfigError(f"{folder} was started with another {', '.join(changed)}; resume with its own config.yaml")
+    checkpoints = folder / "checkpoints"
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def _start_folder(
+    config: RunConfig, folder: Path, counts: dict[str, dict[str, int]], model: PreTrainedModel, sgtm: SGTM | None
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    dump(config, folder / "config.yaml")
+    owners = {"joint": model.num_parameters()} if sgtm is None else sgtm.partition.num_parameters()
+    about = {**counts, "parameters": owners, "environment": environment(), "started": time.strftime("%FT%TZ", time.gmtime())}
+    (folder / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

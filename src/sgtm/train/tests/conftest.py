@@ -1,0 +1,67 @@
+"""Tiny models and trainers."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, TrainingArguments
+
+from sgtm.config import LabelConfig
+from sgtm.data.mixture import training_rows
+from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
+from sgtm.train.trainer import SGTMTrainer
+
+
+def tiny_model(seed: int = 0, vocab_size: int = 300) -> GPTNeoForCausalLM:
+    config = GPTNeoConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=16,
+        window_size=8,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(seed)
+    return GPTNeoForCausalLM(config)
+
+
+def masked(model, strategy="parameter_masking", joint=("embeddings", "norms")) -> SGTM:
+    return SGTM(Partition.of(model, heads=1, neurons=16), strategy, joint)
+
+
+@pytest.fixture
+def rows(data):
+    return training_rows(data.train, LabelConfig(undiscovered=0.2), "modes", 0)[0]
+
+
+@pytest.fixture
+def make_trainer(tmp_path, rows):
+    """A trainer of a fresh tiny model; keyword arguments of TrainingArguments, and of SGTMTrainer after `trainer_`."""
+
+    def make(strategy="parameter_masking", folder=None, train_dataset=rows, model=None, **kwargs):
+        own = {k.removeprefix("trainer_"): kwargs.pop(k) for k in list(kwargs) if k.startswith("trainer_")}
+        model = copy.deepcopy(model) if model is not None else tiny_model()
+        arguments = TrainingArguments(
+            str(folder or tmp_path / "out"),
+            **{
+                "max_steps": 3,
+                "per_device_train_batch_size": 8,
+                "learning_rate": 1e-2,
+                "weight_decay": 0.1,
+                "report_to": "none",
+                "save_strategy": "no",
+                "disable_tqdm": True,
+                "dataloader_pin_memory": False,
+                "use_cpu": True,
+                "optim": "adamw_torch",
+                **kwargs,
+            },
+        )
+        sgtm = None if strategy is None else masked(model, strategy)
+        return SGTMTrainer(model, arguments, sgtm, train_dataset=train_dataset, **own)
+
+    return make

@@ -1,0 +1,158 @@
+"""SGTMTrainer: every example in its mode, in any batch, and exact resume."""
+
+import copy
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from sgtm.config import MODES, ConfigError
+from sgtm.data.mixture import collate
+from sgtm.train.sampler import ModeSampler
+from sgtm.train.tests.conftest import masked, tiny_model
+from sgtm.train.trainer import SGTMTrainer
+
+STRATEGIES = ["parameter_masking", "gradient_routing", "activation_masking"]
+
+
+def first_gradients(trainer):
+    """The gradients with which the first optimizer step is taken."""
+    seen = {}
+    trainer.create_optimizer()
+
+    def keep(*_):
+        if not seen:
+            seen.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.train()
+    return seen
+
+
+def reference_gradients(rows, indices, strategy):
+    """Each example by itself, under its mode; summed and divided by all predicted tokens."""
+    model = tiny_model()
+    sgtm = masked(model, strategy)
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    tokens = 0
+    for i in indices:
+        batch = collate([rows[i]])
+        with sgtm.batch(MODES[batch.pop("mode").item()]):
+            count = batch["labels"].shape[1] - 1
+            (model(**batch).loss * count).backward()
+        tokens += count
+        for n, p in model.named_parameters():
+            total[n] += p.grad
+        model.zero_grad()
+    return {n: g / tokens for n, g in total.items()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("micro", "accumulate"), [(8, 1), (4, 2), (2, 4)])
+def test_mixed_batches_give_the_sum_of_their_examples(make_trainer, rows, strategy, micro, accumulate):
+    trainer = make_trainer(
+        strategy,
+        max_steps=1,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        max_grad_norm=0.0,
+    )
+    got = first_gradients(trainer)
+    indices = list(ModeSampler(rows.modes, 8, seed=trainer.args.seed))[:8]
+    assert len({int(rows.modes[i]) for i in indices}) == 3, "the test needs all modes in one step"
+    for name, expected in reference_gradients(rows, indices, strategy).items():
+        torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("mixing", ["example", "step"])
+def test_forget_rows_never_move_retain_weights_when_strict(make_trainer, rows, mixing):
+    """All rows labelled forget: nothing but forget units (and unmasked joint parameters) may change."""
+    only_forget = rows.select((rows.modes == MODES.index("forget")).nonzero()[0])
+    sampler = ModeSampler(only_forget.modes, 8, mixing)
+    trainer = make_trainer(train_dataset=only_forget, trainer_update="strict", trainer_sampler=sampler, max_steps=5)
+    model = trainer.model
+    before = copy.deepcopy(model.state_dict())
+    trainer.train()
+    for s in trainer.sgtm.partition.retain:
+        assert torch.equal(s.of(s.param), s.of(before[s.name])), s.name
+    for s in trainer.sgtm.partition.forget:
+        assert not torch.equal(s.of(s.param), s.of(before[s.name])), s.name
+    assert torch.equal(model.transformer.wte.weight, before["transformer.wte.weight"])
+    assert not torch.equal(model.transformer.ln_f.weight, before["transformer.ln_f.weight"])
+
+
+def test_gradients_are_masked_before_they_are_clipped(make_trainer, rows):
+    only_forget = rows.select((rows.modes == MODES.index("forget")).nonzero()[0])
+    trainer = make_trainer(train_dataset=only_forget, max_steps=1, max_grad_norm=1e-3)
+    got = first_gradients(trainer)
+    norm = torch.stack([g.norm() for g in got.values()]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert all(not s.of(got[s.name]).any() for s in trainer.sgtm.partition.retain)
+
+
+def test_every_row_is_seen_once_an_epoch_in_a_new_order(make_trainer, rows):
+    trainer = make_trainer(max_steps=2 * (len(rows) // 8), per_device_train_batch_size=8)
+    seen = []
+    collator = trainer.data_collator
+    trainer.data_collator = lambda examples: seen.append([tuple(e["input_ids"]) for e in examples]) or collator(examples)
+    trainer.train()
+    half = len(seen) // 2
+    first, second = ([row for batch in part for row in batch] for part in (seen[:half], seen[half:]))
+    assert first != second
+    everything = Counter(tuple(rows[i]["input_ids"]) for i in range(len(rows)))
+    for epoch in (first, second):
+        assert len(epoch) == len(rows) // 8 * 8
+        assert not Counter(epoch) - everything
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"trainer_update": "strict", "trainer_forget_lr_scale": 0.3}])
+@pytest.mark.parametrize("resume_at", [2, 40])
+def test_a_resumed_run_equals_an_unbroken_one(make_trainer, tmp_path, rows, kwargs, resume_at):
+    """Law 12, in the first and in a later epoch."""
+    steps = resume_at + 3
+    assert resume_at == 2 or resume_at > len(rows) // 8, "the second case must be past the first epoch"
+    settings = {**kwargs, "max_steps": steps, "save_strategy": "steps", "save_steps": resume_at}
+    settings |= {"lr_scheduler_type": "cosine"}
+    unbroken = make_trainer(folder=tmp_path / "a", **settings)
+    unbroken.train()
+    again = make_trainer(folder=tmp_path / "b", model=tiny_model(seed=9), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{resume_at}"))
+    assert again.state.num_input_tokens_seen == unbroken.state.num_input_tokens_seen > 0
+    for (name, a), (_, b) in zip(unbroken.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_trainer_without_masking_trains_plain_rows(make_trainer, data):
+    trainer = make_trainer(strategy=None, train_dataset=data.train)
+    assert trainer.train().training_loss > 0
+
+
+def test_modes_without_masking_are_refused(make_trainer):
+    with pytest.raises(ConfigError, match="the trainer has no sgtm"):
+        make_trainer(strategy=None).train()
+
+
+def test_masking_without_modes_is_refused(make_trainer, data, rows):
+    sampler = ModeSampler(rows.modes, 8)
+    with pytest.raises(ConfigError, match="no modes"):
+        make_trainer(train_dataset=data.train, trainer_sampler=sampler).train()
+
+
+def test_masking_of_another_model_is_refused(make_trainer):
+    trainer = make_trainer()
+    with pytest.raises(ConfigError, match="another model"):
+        SGTMTrainer(tiny_model(), trainer.args, trainer.sgtm)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, prepared):
+    """Law 11: DDP over gloo; one of the steps has a process with forget examples alone."""
+    script = [sys.executable, "-m", "sgtm.train.tests.two_ranks", str(prepared), str(tmp_path)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
+    subprocess.run(script, check=True)
+    subprocess.run([*launcher, *script[1:]], check=True)
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

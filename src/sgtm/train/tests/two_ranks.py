@@ -1,0 +1,50 @@
+"""Trains a tiny model for a few steps and saves its weights as WORLD_SIZE.pt: `two_ranks DATA OUT`, under torchrun."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from sgtm.config import DataConfig, LabelConfig
+from sgtm.data.mixture import PreparedData, training_rows
+from sgtm.train.sampler import ModeSampler
+from sgtm.train.tests.conftest import masked, tiny_model
+from sgtm.train.trainer import SGTMTrainer
+
+BATCH = 4
+
+
+def main(data_folder: str, out: str) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rows, _ = training_rows(PreparedData.load(DataConfig(data_folder)).train, LabelConfig(undiscovered=0.2), "modes", 0)
+    model = tiny_model()
+    arguments = TrainingArguments(
+        str(Path(out) / f"run{world}"),
+        max_steps=12,
+        per_device_train_batch_size=BATCH // world // 2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        optim="adamw_torch",
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = SGTMTrainer(
+        model,
+        arguments,
+        masked(model),
+        update="strict",
+        forget_lr_scale=0.5,
+        sampler=ModeSampler(rows.modes, BATCH),
+        train_dataset=rows,
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save(model.state_dict(), Path(out) / f"{world}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
