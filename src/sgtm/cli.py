@@ -12,7 +12,6 @@ import tyro
 from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, load
 
 Arguments = list[str]
-Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def train(arguments: Arguments) -> None:
 def evaluate(arguments: Arguments) -> None:
     """Losses of a finished run on its test split, for the intact, ablated and calibrated model."""
 
-    def command(run: Annotated[Path, Positional], rows: int | None = None, batch_size: int = 64) -> None:
+    def command(run: tyro.conf.Positional[Path], rows: int | None = None, batch_size: int = 64) -> None:
         """Losses of a finished run on its test split.
 
         Args:
@@ -65,7 +64,7 @@ def evaluate(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write a run's model without its forget units, as a checkpoint that loads without sgtm."""
 
-    def command(run: Annotated[Path, Positional], out: Path) -> None:
+    def command(run: tyro.conf.Positional[Path], out: Path) -> None:
         """Write a run's model without its forget units, as a checkpoint that loads without sgtm.
 
         Args:
@@ -112,9 +111,7 @@ def data_synthetic(arguments: Arguments) -> None:
     """Write the embedded bilingual corpus, prepared for training."""
     # The grammar's small vocabulary and short stories: no tokenizer to fetch, and rows that a CPU trains on quickly.
     own = PrepareConfig(tyro.MISSING, tokenizer="train:1024", context=64, pack=True, test_fraction=0.05)
-    command = tyro.cli(
-        SyntheticCommand, prog="sgtm data synthetic", default=SyntheticCommand(own), args=arguments
-    )
+    command = tyro.cli(SyntheticCommand, prog="sgtm data synthetic", default=SyntheticCommand(own), args=arguments)
     from sgtm.data.tinystories import synthetic_source
     from sgtm.data.tokenize import prepare
 
@@ -157,7 +154,7 @@ def plot_tradeoff(arguments: Arguments) -> None:
     """Forget loss against retain loss of runs."""
 
     def command(
-        runs: Annotated[list[Path], Positional],
+        runs: tyro.conf.Positional[list[Path]],
         out: Path = Path("tradeoff.png"),
         variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
         retain: Literal["retain", "adjacent"] = "retain",
@@ -242,3 +239,7 @@ def _unknown(words: str) -> str:
     near = difflib.get_close_matches(words, COMMANDS, n=1) or [c for c in COMMANDS if c.startswith(words.split()[0])]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"sgtm: error: no command {words!r}{hint} (commands: {', '.join(COMMANDS)})"
+
+
+if __name__ == "__main__":
+    main()

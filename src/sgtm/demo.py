@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sgtm.config import Category, ConfigError, LabelConfig, PrepareConfig, RunConfig, load
 from sgtm.data.tinystories import synthetic_source
-from sgtm.data.tokenize import prepare
+from sgtm.data.tokenize import END_OF_TEXT, prepare
 from sgtm.evaluate.generate import continue_text
 from sgtm.evaluate.loss import Loss, Variant
 from sgtm.model.export import export
@@ -118,8 +118,9 @@ def _masking(run: Run) -> Any:
 def _speak(run: Run, console: Console) -> None:
     """Continue a test story in each language, before and after removal."""
     tokenizer = run.data.tokenizer
-    for language, category in (("English", "retain"), ("Spanish", "forget")):
-        story = tokenizer.decode(run.data.test.of(category).data[0]["input_ids"]).split("<|endoftext|>")[-2:][0]
+    languages: dict[str, Category] = {"English": "retain", "Spanish": "forget"}
+    for language, category in languages.items():
+        story = str(tokenizer.decode(run.data.test.of(category).data[0]["input_ids"])).split(END_OF_TEXT)[-2:][0]
         prompt = " ".join(story.split()[:8])
         console.print(f"\n{language}: [bold]{prompt}[/bold] ...", highlight=False)
         before = continue_text(run.model, tokenizer, prompt)

@@ -6,7 +6,7 @@ category (forget, adjacent, retain) -> label (forget, retain, unlabeled) -> mode
 import numpy as np
 from numpy.typing import NDArray
 
-from sgtm.config import CATEGORIES, LABELS, MODES, ConfigError, LabelConfig, Label, Mode
+from sgtm.config import CATEGORIES, LABELS, MODES, ConfigError, Label, LabelConfig, Mode
 
 Codes = NDArray[np.int8]  # indices into CATEGORIES, LABELS or MODES
 MODE_OF_LABEL: dict[Label, Mode] = {"forget": "forget", "retain": "retain", "unlabeled": "default"}

@@ -75,7 +75,9 @@ class PreparedData:
             train, test = (_join(config.parts, split) for split in ("train", "test"))
             tokenizer = load_tokenizer(config.tokenizer)
         else:
-            train, test = (_rows(_split(_load(config.path), config.path, split), config.path) for split in ("train", "test"))
+            train, test = (
+                _rows(_split(_load(config.path), config.path, split), config.path) for split in ("train", "test")
+            )
             tokenizer = _own_tokenizer(Path(config.path))
         _check_ids(test, tokenizer, config.path or str(config.parts))
         return cls(train, test, tokenizer)
@@ -105,10 +107,10 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows padded on the right to the longest: ``input_ids``, ``labels`` (batch, seq), -100 at padding; ``mode`` (batch,).
+    """Rows padded on the right to the longest: ``input_ids`` and ``labels`` (batch, seq), ``mode`` (batch,).
 
-    A causal model never sees what stands to the right, so no attention mask is needed; end-of-text is trained on, as
-    padding is told apart by its place and not by its token.
+    Labels are -100 at padding, which is told by its place and not by its token: end-of-text is trained on. A causal
+    model never sees what stands to the right, so no attention mask is needed.
     """
     lengths = [len(e["input_ids"]) for e in examples]
     input_ids = torch.zeros(len(examples), max(lengths), dtype=torch.long)
@@ -147,7 +149,9 @@ def _load(path: str) -> Any:
     try:
         return load_from_disk(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"data.path={path} holds no prepared data; write it with `sgtm data ... --out {path}`") from error
+        raise ConfigError(
+            f"data.path={path} holds no prepared data; write it with `sgtm data ... --out {path}`"
+        ) from error
     except IndexError as error:  # what datasets gives for a split that was saved without rows
         raise ConfigError(f"{path} has a split that is empty; prepare the data anew with more documents") from error
 

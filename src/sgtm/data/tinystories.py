@@ -80,7 +80,9 @@ def _open_files(path: Path) -> IterableDataset:
     files = sorted(p for p in path.rglob("*") if p.suffix in _READERS) if path.is_dir() else [path]
     kinds = {_READERS.get(p.suffix) for p in files}
     if len(kinds) != 1 or None in kinds:
-        raise ConfigError(f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {sorted(map(str, kinds))}")
+        raise ConfigError(
+            f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {sorted(map(str, kinds))}"
+        )
     return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
 
 

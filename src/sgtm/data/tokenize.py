@@ -225,9 +225,7 @@ def _write(
     return {"vocab_size": len(tokenizer), "counts": counts, "rejected": dict(rejected)}
 
 
-def _with_splits(
-    source: Source, test_source: Source | None, split_of: _Splitter
-) -> Iterator[tuple[str, Document]]:
+def _with_splits(source: Source, test_source: Source | None, split_of: _Splitter) -> Iterator[tuple[str, Document]]:
     for document in source():
         yield split_of(document), document
     if test_source is not None:

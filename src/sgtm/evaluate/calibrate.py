@@ -6,10 +6,12 @@ method is calibrated alike.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from sgtm.config import CalibrateConfig, Category
 from sgtm.data.mixture import Rows
@@ -22,7 +24,7 @@ _CACHE_BATCH = 64
 
 
 def fit_bias(
-    model: nn.Module, rows: dict[Category, Rows], config: CalibrateConfig, sgtm: SGTM | None = None, seed: int = 0
+    model: PreTrainedModel, rows: dict[Category, Rows], config: CalibrateConfig, sgtm: SGTM | None = None, seed: int = 0
 ) -> Tensor:
     """The bias b (vocab,) that minimises forget + w retain (+ w adjacent) loss of softmax(logits + b).
 
@@ -36,7 +38,7 @@ def fit_bias(
         ValueError: a family whose logits are not the head's output (they could not be rebuilt from hidden states).
     """
     generator = torch.Generator().manual_seed(seed)
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     cached = {category: _hidden_states(model, head, of_category, sgtm) for category, of_category in rows.items()}
     weights = {category: 1.0 if category == "forget" else config.retain_weight for category in rows}
     vocab_size, device = head.weight.shape[0], head.weight.device
@@ -57,9 +59,10 @@ def fit_bias(
 
 
 @torch.no_grad()
-def _hidden_states(model: nn.Module, head: nn.Module, rows: Rows, sgtm: SGTM | None) -> tuple[Tensor, Tensor]:
+def _hidden_states(model: PreTrainedModel, head: Any, rows: Rows, sgtm: SGTM | None) -> tuple[Tensor, Tensor]:
     """What the head reads (tokens, hidden), and the token that it should predict there (tokens,)."""
-    hidden, targets = [], []
+    hidden: list[Tensor] = []
+    targets: list[Tensor] = []
     was_training = model.training
     model.eval()
     with sgtm.forward("retain") if sgtm is not None else nullcontext():
@@ -74,7 +77,7 @@ def _hidden_states(model: nn.Module, head: nn.Module, rows: Rows, sgtm: SGTM | N
     return torch.cat(hidden), torch.cat(targets)
 
 
-def _check_head(model: nn.Module, head: nn.Module, input_ids: Tensor, states: Tensor) -> None:
+def _check_head(model: PreTrainedModel, head: Any, input_ids: Tensor, states: Tensor) -> None:
     logits = model(input_ids=input_ids, use_cache=False).logits
     if not torch.allclose(head(states).float(), logits.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(

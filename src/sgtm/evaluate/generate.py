@@ -1,15 +1,16 @@
 """What the model says: continuations before and after removal."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from sgtm.model.masking import SGTM
 
 
 def continue_text(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     sgtm: SGTM | None = None,
@@ -33,5 +34,4 @@ def continue_text(
             ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=processors
         )
     model.train(was_training)
-    text: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    return text
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

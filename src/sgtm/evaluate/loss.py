@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from sgtm.config import Category
 from sgtm.data.mixture import Rows, collate
@@ -29,7 +30,7 @@ class Loss:
 
 @torch.no_grad()
 def evaluate_loss(
-    model: nn.Module, rows: Rows, sgtm: SGTM | None = None, bias: Tensor | None = None, batch_size: int = 64
+    model: PreTrainedModel, rows: Rows, sgtm: SGTM | None = None, bias: Tensor | None = None, batch_size: int = 64
 ) -> Loss:
     """Next-token loss of ``model`` on ``rows``, token-weighted; end-of-text counts, padding does not.
 
@@ -56,7 +57,7 @@ def evaluate_loss(
 
 
 def evaluate_categories(
-    model: nn.Module, rows: dict[Category, Rows], sgtm: SGTM | None, bias: Tensor | None, batch_size: int
+    model: PreTrainedModel, rows: dict[Category, Rows], sgtm: SGTM | None, bias: Tensor | None, batch_size: int
 ) -> dict[tuple[Category, Variant], Loss]:
     """Losses of every category for the intact and ablated model and, with a ``bias``, the calibrated one.
 
@@ -73,12 +74,13 @@ def evaluate_categories(
     return losses
 
 
-def batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(model: PreTrainedModel, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids, labels), (batch, seq) each, on the model's device; rows of like length stand together."""
     parameter = next(model.parameters())
     lengths = np.array([len(rows.data[i]["input_ids"]) for i in range(len(rows))])
     order = np.argsort(-lengths, kind="stable")
-    vocab_size = model.get_output_embeddings().weight.shape[0]
+    head: Any = model.get_output_embeddings()
+    vocab_size = head.weight.shape[0]
     start = 0
     while start < len(order):
         fits = max(1, _MAX_LOGITS // (int(lengths[order[start]]) * vocab_size))

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,9 @@ class Export:
         )
 
 
-def export(model: PreTrainedModel, sgtm: SGTM, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Export:
+def export(
+    model: PreTrainedModel, sgtm: SGTM, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Export:
     """Write ``model`` without its forget units as a stock checkpoint, and check it against the retain pass.
 
     Forget neurons are cut out where every layer has them, as the configuration has one width for all; other forget
@@ -82,7 +85,7 @@ def _without_forget_units(model: PreTrainedModel, partition: Partition) -> PreTr
     if cut:
         width = config.intermediate_size or 4 * config.hidden_size
         setattr(config, partition.architecture.mlp_width, width - partition.neurons)
-    stock = AutoModelForCausalLM.from_config(config).to(model.dtype)
+    stock: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(model.dtype)
     stock.load_state_dict(_joined(state, stock))
     return stock
 
@@ -119,7 +122,8 @@ def _check_head_bias(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def _difference(model: PreTrainedModel, sgtm: SGTM, folder: Path) -> float:
     """Largest difference between logits of the checkpoint and of the ablated model."""
-    loaded = AutoModelForCausalLM.from_pretrained(folder).to(model.device, model.dtype).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    loaded = loaded.to(model.device).eval()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, _PROBE, generator=generator).to(model.device)
     tokens = tokens[:, : model.config.max_position_embeddings]

@@ -236,15 +236,17 @@ class GPTNeoPreTrainedModelSGTM(GPTNeoPreTrainedModel):
 
         Args:
             split: ``retain`` or ``forget``: parameters that belong to such units as a whole. ``joint``: the others, of
-                no unit or of both kinds (with ``split_masked_weights`` only the weights of output projections hold
-                both kinds). ``default``: all.
+                both kinds (weights of output projections; without ``split_masked_weights`` also of input projections)
+                or of no unit (biases of output projections among them). ``default``: all.
 
         Raises:
             ValueError: an unknown split.
         """
         if split not in SPLITS:
             raise ValueError(f"split={split!r} is none of {list(SPLITS)}")
-        retain, forget = ({s.name for s in side} for side in (self.sgtm.partition.retain, self.sgtm.partition.forget))
+        partition = self.sgtm.partition
+        retain = {s.name for s in partition.retain if not s.is_output_bias}
+        forget = {s.name for s in partition.forget}
         owners = dict.fromkeys(retain - forget, "retain") | dict.fromkeys(forget - retain, "forget")
         prefix = self._prefix()
         named = self.named_parameters()

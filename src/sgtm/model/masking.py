@@ -150,8 +150,7 @@ class SGTM:
     def _updated_by(self, s: Slice, is_forget: bool) -> frozenset[str]:
         if is_forget:
             return frozenset({"default", "forget"})
-        is_output_bias = s.site.endswith(".out") and s.param.ndim == 1
-        reached = self.strategy.reaches(s.site, is_output_bias)
+        reached = self.strategy.reaches(s.site, s.is_output_bias)
         return frozenset(MODES) if reached else frozenset({"default", "retain"})
 
     def _mask_units(self, split: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

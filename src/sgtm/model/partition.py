@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sgtm.model.architectures import Architecture, architecture_of
 from sgtm.model.split_linear import SplitLinearOut
@@ -46,6 +47,11 @@ class Slice(NamedTuple):
         return self.stop - self.start == self.param.shape[self.dim]
 
     @property
+    def is_output_bias(self) -> bool:
+        """Whether it is the bias of an output projection: retain, but of no unit."""
+        return self.site.endswith(".out") and self.param.ndim == 1
+
+    @property
     def numel(self) -> int:
         return self.of(self.param).numel()
 
@@ -70,7 +76,7 @@ class Partition:
     a unit is there: they are retain.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     architecture: Architecture
     heads: int
     neurons: int
@@ -80,7 +86,9 @@ class Partition:
     writers: tuple[Writer, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, heads: int = 0, neurons: int = 0, layers: Sequence[int] | None = None) -> "Partition":
+    def of(
+        cls, model: PreTrainedModel, heads: int = 0, neurons: int = 0, layers: Sequence[int] | None = None
+    ) -> "Partition":
         """Partition a supported Hugging Face decoder.
 
         Args:
@@ -93,7 +101,7 @@ class Partition:
             ValueError: an unknown family, no forget units, more than there are, or a split key/value group.
         """
         architecture = architecture_of(model)
-        blocks = model.base_model.get_submodule(architecture.layers)
+        blocks = _layers(model, architecture)
         chosen = tuple(range(len(blocks))) if layers is None else tuple(layers)
         _check_layers(chosen, len(blocks))
         if heads == neurons == 0:
@@ -179,7 +187,7 @@ class Partition:
         return {"retain": retain, "forget": forget, "joint": sum(p.numel() for p in self.joint.values())}
 
     def __str__(self) -> str:
-        rows = [("", "retain", "forget", "joint")]
+        rows: list[tuple[str, ...]] = [("", "retain", "forget", "joint")]
         retain, forget = (_count(side) for side in (self.retain, self.forget))
         joint = self._joint_of_layers()
         for layer in sorted(joint.keys() - {-1}):
@@ -192,25 +200,26 @@ class Partition:
         return "\n".join((head, *lines))
 
     def __repr__(self) -> str:
-        layers = "all" if len(self.layers) == len(self._blocks) else list(self.layers)
+        layers = "all" if len(self.layers) == len(_layers(self.model, self.architecture)) else list(self.layers)
         return (
             f"Partition({type(self.model).__name__}, heads={self.heads}, neurons={self.neurons}, layers={layers}, "
             f"{self.num_parameters()})"
         )
 
-    @property
-    def _blocks(self) -> nn.Module:
-        blocks: nn.Module = self.model.base_model.get_submodule(self.architecture.layers)
-        return blocks
-
     def _joint_of_layers(self) -> Counter[int]:
         """Joint parameters of each layer; -1 for those outside the layers."""
-        layer_of = {id(p): i for i, block in enumerate(self._blocks) for p in block.parameters()}  # type: ignore[arg-type]
-        counts = Counter(dict.fromkeys(range(len(self._blocks)), 0))  # type: ignore[arg-type]
+        layers = _layers(self.model, self.architecture)
+        layer_of = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
+        counts = Counter(dict.fromkeys(range(len(layers)), 0))
         counts[-1] = 0
         for p in self.joint.values():
             counts[layer_of.get(id(p), -1)] += p.numel()
         return counts
+
+
+def _layers(model: PreTrainedModel, architecture: Architecture) -> nn.ModuleList:
+    layers: nn.ModuleList = model.base_model.get_submodule(architecture.layers)  # type: ignore[assignment]
+    return layers
 
 
 class _Sublayer(NamedTuple):
@@ -240,7 +249,7 @@ class _Sublayer(NamedTuple):
 
 
 def _sublayers(
-    model: nn.Module, block: nn.Module, architecture: Architecture, heads: int, neurons: int
+    model: PreTrainedModel, block: nn.Module, architecture: Architecture, heads: int, neurons: int
 ) -> Iterator[_Sublayer]:
     for kind, ins, out, units, forget in (
         ("attn", architecture.attn_in, architecture.attn_out, model.config.num_attention_heads, heads),

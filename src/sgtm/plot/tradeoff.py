@@ -69,4 +69,4 @@ def _label(axes: Any, names: list[str], ends: list[tuple[float, float]]) -> None
         while any(abs(place - other) < 0.05 * span for _, other in taken):
             place += 0.01 * span
         taken.append((x, place))
-        axes.annotate(name, (x, y), (x, place), textcoords="data", xytext=(x, place), fontsize=10, va="center")
+        axes.annotate(name, (x, place), (11, 0), textcoords="offset points", fontsize=10, va="center")

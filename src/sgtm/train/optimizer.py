@@ -22,7 +22,7 @@ class _Part(NamedTuple):
 class BlockParameters:
     """Parameters for an optimizer, and their gradients.
 
-    The optimizer must not be a fused one: torch's fused AdamW writes to wrong elements of views that are not contiguous.
+    The optimizer must not be a fused one: torch's fused AdamW writes to wrong elements of non-contiguous views.
     """
 
     def __init__(self, sgtm: SGTM) -> None:
@@ -38,7 +38,9 @@ class BlockParameters:
         """
         return [
             {
-                "params": [p.param for p in self.parts if p.block.is_forget is forget and (p.block.name in decayed) is decay],
+                "params": [
+                    p.param for p in self.parts if p.block.is_forget is forget and (p.block.name in decayed) is decay
+                ],
                 "lr": learning_rate * (forget_lr_scale if forget else 1.0),
                 "weight_decay": weight_decay if decay else 0.0,
             }

@@ -41,27 +41,22 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             self.path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
         if "loss" not in logs:
             return
         tokens, self.tokens_at_log = state.num_input_tokens_seen - self.tokens_at_log, state.num_input_tokens_seen
         extra = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
         self._write(state, "train", "all", "intact", Loss(logs["loss"], tokens), **extra)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
             self.evaluated_at = state.global_step
             for (category, variant), loss in self.evaluate(state.global_step).items():
                 self._write(state, "test", category, variant, loss)
 
-    def _write(
-        self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float
-    ) -> None:
+    def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:
         if not state.is_world_process_zero:
             return
         tokens = state.num_input_tokens_seen

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import Category, ConfigError, RunConfig, dump, load
 from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
@@ -130,7 +131,9 @@ def export_run(folder: Path, out: Path) -> Export:
     """Export a finished run's model without its forget units."""
     _, model, sgtm = load_run(folder)
     if sgtm is None:
-        raise ConfigError(f"{folder} has no forget units to remove (method none or filter); its model/ is stock already")
+        raise ConfigError(
+            f"{folder} has no forget units to remove (method none or filter); its model/ is stock already"
+        )
     return export(model, sgtm, out, load_tokenizer(str(folder / "model")))
 
 
@@ -204,6 +207,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model and tokenizer as a Hugging Face checkpoint."""
+    disable_progress_bar()  # of the shards being written; the training's own bar is enough
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -250,5 +254,10 @@ def _start_folder(
     folder.mkdir(parents=True, exist_ok=True)
     dump(config, folder / "config.yaml")
     owners = {"joint": model.num_parameters()} if sgtm is None else sgtm.partition.num_parameters()
-    about = {**counts, "parameters": owners, "environment": environment(), "started": time.strftime("%FT%TZ", time.gmtime())}
+    about = {
+        **counts,
+        "parameters": owners,
+        "environment": environment(),
+        "started": time.strftime("%FT%TZ", time.gmtime()),
+    }
     (folder / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

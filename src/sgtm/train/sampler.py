@@ -59,7 +59,9 @@ class StepDrawSampler(Sampler[tuple[int, int]]):
         chances: (num_categories, num_modes + 1) probabilities of each mode; the last column drops the step (a filter).
     """
 
-    def __init__(self, categories: NDArray[np.int8], chances: NDArray[np.float64], step_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, categories: NDArray[np.int8], chances: NDArray[np.float64], step_size: int, seed: int = 0
+    ) -> None:
         self.categories, self.chances, self.step_size, self.seed, self.epoch = categories, chances, step_size, seed, 0
         if not len(self):
             raise ConfigError(

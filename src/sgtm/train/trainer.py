@@ -75,7 +75,7 @@ class SGTMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         if self.sampler is None and self.sgtm is not None:
             step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            dataset = self.train_dataset if train_dataset is None else train_dataset
+            dataset: Any = self.train_dataset if train_dataset is None else train_dataset
             self.sampler = ModeSampler(dataset.modes, step_size, seed=self.args.seed)
         return self.sampler or super()._get_train_sampler(train_dataset)
 
@@ -83,9 +83,10 @@ class SGTMTrainer(Trainer):
         if self.sgtm is None or (self.update == "gradient" and self.forget_lr_scale == 1.0) or self.optimizer:
             return super().create_optimizer(model)
         self.blocks = BlockParameters(self.sgtm)
-        decayed = self.get_decay_parameter_names(self.model)
+        masked = self.sgtm.partition.model
+        decayed = self.get_decay_parameter_names(masked)
         groups = self.blocks.groups(self.args.learning_rate, self.args.weight_decay, decayed, self.forget_lr_scale)
-        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, masked)
         if kwargs.pop("fused", False):
             kwargs["foreach"] = None  # torch's choice
         self.optimizer = optimizer_class(groups, **kwargs)

@@ -67,7 +67,7 @@ def test_chances_of_a_step(data):
 
 @pytest.fixture
 def paper_data(tmp_path, prepared):
-    """Sets as the paper's code prepared them: padded with end-of-text, with an attention mask, one folder a language."""
+    """As the paper's code prepared them: padded with end-of-text, an attention mask, one folder a language."""
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     eos = tokenizer.eos_token_id
     rows = {"input_ids": [[9, 8, eos, eos], [7, 6, 5, 4]], "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]]}

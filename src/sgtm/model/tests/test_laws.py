@@ -220,6 +220,17 @@ def test_reinit_keeps_the_function(family: Family, ablated: Partition) -> None:
     assert torch.equal(logits(partition.model), logits(ablated.model))
 
 
+def test_reinit_draws_input_weights_alone(family: Family, ablated: Partition) -> None:
+    ablated.ablate(reinit=True, generator=torch.Generator().manual_seed(1))
+    for s in ablated.forget:
+        drawn = s.of(s.param) / family.config.initializer_range
+        if s.site.endswith(".in") and s.param.ndim == 2:
+            assert drawn.abs().max() < 6
+            assert 0.7 < drawn.std() < 1.3
+        else:
+            assert not drawn.any(), s
+
+
 def test_reinit_follows_its_generator(family: Family) -> None:
     def reinit(seed: int) -> Gradients:
         partition = Partition.of(family.model(), **family.units)

@@ -246,6 +246,16 @@ def test_retain_pass_in_other_precisions(dtype: torch.dtype, sgtm: SGTM) -> None
     assert torch.equal(retained, logits(model))
 
 
+def test_retain_pass_does_not_hear_forget_units_that_overflow(sgtm: SGTM) -> None:
+    for s in sgtm.partition.forget:
+        if s.site == "mlp.in":
+            s.of(s.param.data).fill_(torch.inf)
+    with sgtm.forward("retain"):
+        retained = logits(sgtm.partition.model)
+    sgtm.partition.ablate()
+    assert torch.equal(retained, logits(sgtm.partition.model))
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")  # its new name is 5.23's
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("mode", MODES)

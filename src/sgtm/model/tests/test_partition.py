@@ -100,8 +100,10 @@ def test_table_adds_up(family: Family) -> None:
     assert cells[-1] == [sum(column) for column in zip(*cells[:-1], strict=True)]
     assert cells[-1] == list(partition.num_parameters().values())
     assert len(rows) == family.config.num_hidden_layers + 2
-    for i, (_, forget, _) in enumerate(cells[:-2]):
-        assert (forget > 0) == (i in family.chosen)
+    owners = family.owners(partition.model)
+    for i, row in enumerate(cells[:-2]):
+        layer = torch.cat([o.flatten() for name, o in owners.items() if name.startswith(f"{family.blocks}.{i}.")])
+        assert row == [int((layer == owner).sum()) for owner in (RETAIN, FORGET, JOINT)]
 
 
 def test_repr_is_short_and_says_what_is_forgotten() -> None:

@@ -96,7 +96,9 @@ def test_every_row_is_seen_once_an_epoch_in_a_new_order(make_trainer, rows):
     trainer = make_trainer(max_steps=2 * (len(rows) // 8), per_device_train_batch_size=8)
     seen = []
     collator = trainer.data_collator
-    trainer.data_collator = lambda examples: seen.append([tuple(e["input_ids"]) for e in examples]) or collator(examples)
+    trainer.data_collator = lambda examples: (
+        seen.append([tuple(e["input_ids"]) for e in examples]) or collator(examples)
+    )
     trainer.train()
     half = len(seen) // 2
     first, second = ([row for batch in part for row in batch] for part in (seen[:half], seen[half:]))

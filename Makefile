@@ -1,0 +1,47 @@
+# make demo and make test are all that a newcomer needs; both set up .venv first.
+# SGTM_PYTHON=/path/to/python uses an environment that you have, as it is.
+.PHONY: setup demo test test-all check bench clean
+
+VENV := .venv
+# Pinned: where a CPU build is on offer, an unpinned torch would pull gigabytes of CUDA instead.
+TORCH ?= torch==2.13.0
+EXTRAS ?= data,plot,dev
+
+ifdef SGTM_PYTHON
+PY := $(SGTM_PYTHON)
+STAMP :=
+else
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+endif
+
+setup: $(STAMP)
+
+$(VENV)/.installed: pyproject.toml
+	@test -x $(VENV)/bin/python || for python in python3.13 python3.12 python3.11 python3; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$python"; $$python -m venv $(VENV) && break; fi; done
+	@test -x $(VENV)/bin/python || { echo "Python 3.11 or newer is needed, with its venv module"; exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: setup
+	$(PY) -m sgtm.cli demo
+
+test: setup
+	$(PY) -m pytest -q -m "not slow" src
+
+test-all: setup
+	$(PY) -m pytest -q src
+
+check: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup
+	$(PY) benchmarks/step.py
+
+clean:
+	rm -rf $(VENV) runs
