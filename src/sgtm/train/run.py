@@ -77,7 +77,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     checkpoint = _open_folder(config, folder, resume)
     tune_malloc()
     data = PreparedData.load(config.data)
-    rows, label_counts = training_rows(data.train, config.labels, method.use, config.seed)
+    rows, sampler, counts = _labelled(config, method, data.train)
     set_seed(config.seed)
     model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
     evaluation = Evaluation(config, model, sgtm, data)
@@ -87,13 +87,13 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         sgtm,
         config.train.update,
         config.train.forget_lr_scale,
-        sampler=_sampler(config, method, data.train, rows),
+        sampler=sampler,
         train_dataset=rows,
         processing_class=data.tokenizer,
     )
     recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters())
     trainer.add_callback(recorder)
-    _start_folder(config, folder, {"rows": label_counts, "modes": count_modes(rows)}, model, sgtm)
+    _start_folder(config, folder, counts, model, sgtm)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         save_model(model, data.tokenizer, folder / "model")
@@ -223,13 +223,16 @@ def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int |
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
 
 
-def _sampler(config: RunConfig, method: Method, all_rows: Rows, rows: Rows) -> Sampler[Any]:
+def _labelled(config: RunConfig, method: Method, rows: Rows) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
+    """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
     t = config.train
     if t.mixing == "step_draw":
-        chances = step_draw_chances(all_rows, config.labels, method.use)
-        return StepDrawSampler(all_rows.categories, chances, t.batch_size, config.seed)
-    assert rows.modes is not None
-    return ModeSampler(rows.modes, t.batch_size, t.mixing, config.seed)
+        chances = step_draw_chances(rows, config.labels, method.use)
+        return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
+    labelled, labels = training_rows(rows, config.labels, method.use, config.seed)
+    assert labelled.modes is not None
+    sampler = ModeSampler(labelled.modes, t.batch_size, t.mixing, config.seed)
+    return labelled, sampler, {"rows": labels, "modes": count_modes(labelled)}
 
 
 def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:

@@ -1,0 +1,113 @@
+"""The commands, as they are typed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import sgtm
+from sgtm.cli import COMMANDS, main
+from sgtm.train.tests.test_run import TINY
+
+
+def output_of(capsys, *words: str) -> str:
+    main(list(words))
+    return capsys.readouterr().out
+
+
+def refusal_of(*words: str) -> str:
+    with pytest.raises(SystemExit) as refused:
+        main(list(words))
+    return str(refused.value)
+
+
+def test_the_overview_names_every_command(capsys):
+    shown = output_of(capsys, "--help")
+    assert all(f"  {command} " in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--help"])
+    assert end.value.code == 0
+    assert "usage: sgtm" in capsys.readouterr().out
+
+
+def test_help_is_quick():
+    """Under half a second, but for what starting Python itself takes on this machine."""
+    program = [sys.executable, "-c", "from sgtm.cli import main; main(['--help'])"]
+    bare = [sys.executable, "-c", "pass"]
+    seconds = {}
+    for name, words in (("help", program), ("bare", bare)):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run(words, check=True, capture_output=True)
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times)
+    assert seconds["help"] - seconds["bare"] < 0.5
+
+
+def test_data_train_evaluate_export_plot(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output_of(capsys, "data", "synthetic", "--out", "data", "--stories", "60", "--tokenizer", "train:300", "--context", "16")
+    values = {**TINY, "data": {"path": "data"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    shown = output_of(capsys, "train", "tiny.yaml", "--train.steps", "4", "--method", "sgtm", "--seed", "3")
+    assert "written to runs/tiny-sgtm-seed3" in shown
+    assert "calibrated" in shown
+    resolved = yaml.safe_load((tmp_path / "runs/tiny-sgtm-seed3/config.yaml").read_text())
+    assert (resolved["train"]["steps"], resolved["seed"], resolved["train"]["learning_rate"]) == (4, 3, 0.01)
+    assert "ablated" in output_of(capsys, "evaluate", "runs/tiny-sgtm-seed3", "--rows", "5")
+    assert "differ" in output_of(capsys, "export", "runs/tiny-sgtm-seed3", "--out", "exported")
+    assert json.loads((tmp_path / "exported/config.json").read_text())["model_type"] == "gpt_neo"
+    output_of(capsys, "plot", "tradeoff", "runs/tiny-sgtm-seed3", "--out", "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["data"], "data synthetic"),
+        (["train"], "give the run's configuration first"),
+        (["train", "none.yaml"], "none.yaml is no file"),
+        (["evaluate", "nowhere"], "holds no finished run"),
+        (["export", "nowhere", "--out", "x"], "holds no finished run"),
+        (["plot", "tradeoff", "nowhere"], "has no metrics.jsonl"),
+        (["data", "tinystories", "--out", "x", "--source", "./none.parquet"], "does not exist"),
+        (["data", "synthetic", "--out", "x", "--stories", "1"], "at least two"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refusal_of(*words)
+    assert said.startswith("sgtm: error: ")
+    assert message in said
+    assert "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("seed: 1")
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "c.yaml"), "--train.lerning-rate", "1"])
+    assert "--train.learning-rate" in capsys.readouterr().err
+
+
+def test_the_public_names():
+    assert len(sgtm.__all__) <= 8
+    for name in sgtm.__all__:
+        assert getattr(sgtm, name).__doc__ or name == "STRATEGIES"
+    assert set(sgtm.__all__) == set(dir(sgtm))
+    with pytest.raises(AttributeError, match="it has"):
+        sgtm.nothing  # noqa: B018
+
+
+def test_importing_sgtm_costs_nothing():
+    code = "import sys, sgtm; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,61 @@
+"""YAML and values to configurations."""
+
+import dataclasses
+
+import pytest
+
+from sgtm.config import ConfigError, RunConfig, TrainConfig, build, dump, load
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    config = build(
+        RunConfig,
+        {"seed": 3, "model": {"config": {"model_type": "llama"}}, "partition": {"layers": [0, 2], "joint": ["norms"]}},
+        "test",
+    )
+    dump(config, tmp_path / "c.yaml")
+    assert load(tmp_path / "c.yaml") == config
+    assert load(tmp_path / "c.yaml", seed=4) == dataclasses.replace(config, seed=4)
+
+
+@pytest.mark.parametrize(("text", "value"), [("6e-4", 6e-4), ("1", 1.0), (2, 2.0), (0.5, 0.5)])
+def test_numbers_that_yaml_reads_as_text_are_numbers(text, value):
+    assert build(TrainConfig, {"learning_rate": text}, "test").learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tran": {}}, "unknown key 'tran'; did you mean 'train'"),
+        ({"train": {"lerning_rate": 1}}, r"train: unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ({"train": {"learning_rate": "fast"}}, "learning_rate='fast' must be of type float"),
+        ({"train": {"steps": 1.5}}, "steps=1.5 must be of type int"),
+        ({"train": {"steps": True}}, "steps=True must be of type int"),
+        ({"train": {"steps": 0}}, "at least 1"),
+        ({"train": {"steps": 10, "warmup_steps": 10}}, "less than train.steps"),
+        ({"train": {"update": "strikt"}}, r"update='strikt' is none of \['gradient', 'strict'\]"),
+        ({"train": {"forget_lr_scale": 0}}, "must be positive"),
+        ({"partition": {"layers": "all"}}, "layers='all' must be of type"),
+        ({"partition": {"layers": ["one"]}}, "layers='one' must be of type int"),
+        ({"train": 3}, "no mapping"),
+        (["seed"], "no mapping"),
+        ({"labels": {"undiscovered": 2}}, "no fraction"),
+    ],
+)
+def test_mistakes_are_named_with_the_way_out(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(RunConfig, values, "x.yaml")
+
+
+def test_a_section_left_empty_has_its_defaults():
+    assert build(RunConfig, {"train": None}, "test").train == TrainConfig()
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="is no file"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert load(tmp_path / "empty.yaml") == RunConfig()
