@@ -142,9 +142,15 @@ class Evaluation:
 
     def __init__(self, config: RunConfig, model: PreTrainedModel, sgtm: SGTM | None, data: PreparedData) -> None:
         self.config, self.model, self.sgtm = config, model, sgtm
-        test, train = config.evaluate.rows, config.calibrate.rows
-        self.test = {c: data.test.of(c, test, config.seed) for c in data.test.present}
-        self.train = {c: data.train.of(c, train, config.seed) for c in data.train.present}
+        rows = config.evaluate.rows
+        self.test = {c: data.test.of(c, rows, config.seed) for c in data.test.present}
+        self.train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
+        for category, found in self.test.items():
+            if rows is not None and len(found) < rows:
+                raise ConfigError(
+                    f"evaluate.rows={rows} is more than the {len(found)} test rows of category {category}; use fewer, "
+                    "or leave it out to use all"
+                )
         self.bias: Tensor | None = None
         self.losses: dict[tuple[Category, Variant], Loss] = {}
 

@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
 from sgtm.config import ConfigError, RunConfig, build, load
-from sgtm.model import GPTNeoForCausalLMSGTM
+from sgtm.model import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.train.recorder import read_records
 from sgtm.train.run import METHODS, evaluate_run, export_run, load_run, train
 
@@ -210,6 +210,7 @@ def test_other_families_train_by_configuration_alone(prepared, tmp_path):
         ({"partition__layers": [0, 2]}, "2 layers"),
         ({"partition__joint": ["embeding"]}, "did you mean 'embeddings'"),
         ({"train__batch_size": 100_000}, "is more than the"),
+        ({"evaluate__rows": 10_000}, "is more than the .* test rows of category forget"),
         ({"train__micro_batch_size": 3}, "cannot be cut"),
         ({"train__optimizer": "adamv"}, "TrainingArguments refuses"),
         ({"train__arguments": {"lerning_rate": 1}}, "lerning_rate"),
@@ -251,6 +252,21 @@ def test_a_run_is_not_overwritten_and_only_itself_resumed(prepared, tmp_path):
         train(dataclasses.replace(config, seed=5), tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="holds no finished run"):
         evaluate_run(tmp_path, None, 1)
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("8M", 7_736), ("18M", 17_781), ("34M", 33_732), ("64M", 63_855)])
+def test_the_papers_models_have_the_papers_sizes(request, size, parameters):
+    """Thousands of parameters, as printed in the paper."""
+    config = load(request.config.rootpath / "configs" / "tinystories" / f"{size}.yaml")
+    with torch.device("meta"):
+        model = GPTNeoForCausalLMSGTM(
+            GPTNeoSGTMConfig(
+                **{k: v for k, v in config.model.config.items() if k != "model_type"},
+                retain_mlp_dim=4 * config.model.config["hidden_size"] - 64,
+                retain_attn_heads=31,
+            )
+        )
+    assert model.num_parameters() // 1000 == parameters
 
 
 def test_configurations_in_the_repository_are_valid(request):
