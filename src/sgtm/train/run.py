@@ -1,6 +1,7 @@
 """One run, from its configuration to a trained, evaluated model on disk."""
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -245,7 +246,7 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
     """The checkpoint to go on from, if any."""
     written = folder / "config.yaml"
     if not resume:
-        if written.exists():
+        if written.exists() and _is_first_process():
             raise ConfigError(f"{folder} holds a run already; go on with --resume, or choose another --run-dir")
         return None
     if not written.exists():
@@ -260,6 +261,8 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
 def _start_folder(
     config: RunConfig, folder: Path, counts: dict[str, dict[str, int]], model: PreTrainedModel, sgtm: SGTM | None
 ) -> None:
+    if not _is_first_process():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     dump(config, folder / "config.yaml")
     owners = {"joint": model.num_parameters()} if sgtm is None else sgtm.partition.num_parameters()
@@ -270,3 +273,8 @@ def _start_folder(
         "started": time.strftime("%FT%TZ", time.gmtime()),
     }
     (folder / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _is_first_process() -> bool:
+    """The one that writes, under torchrun; asked before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"

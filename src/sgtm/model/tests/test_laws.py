@@ -94,6 +94,7 @@ def test_blocks_tile_every_parameter_once(family: Family, strategy: str, joint: 
     for block in sgtm.blocks():
         part = block.slice.of if block.slice else lambda tensor: tensor
         part(tiles[block.name]).add_(1)
+        assert (block.slice is None) == (part(tiles[block.name]).numel() == tiles[block.name].numel())
         assert ((part(owners[block.name]) == FORGET) == block.is_forget).all(), block
         for mode in MODES:
             assert (part(may_change[mode][block.name]) == (mode in block.modes)).all(), (block, mode)
@@ -226,7 +227,7 @@ def test_reinit_draws_input_weights_alone(family: Family, ablated: Partition) ->
         drawn = s.of(s.param) / family.config.initializer_range
         if s.site.endswith(".in") and s.param.ndim == 2:
             assert drawn.abs().max() < 6
-            assert 0.7 < drawn.std() < 1.3
+            assert 0.5 < drawn.std() < 1.5
         else:
             assert not drawn.any(), s
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
-from sgtm.config import ConfigError, RunConfig, build, load
+from sgtm.config import ConfigError, RunConfig, build, dump, load
 from sgtm.model import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.train.recorder import read_records
 from sgtm.train.run import METHODS, evaluate_run, export_run, load_run, train
@@ -179,6 +179,20 @@ def test_the_papers_model_has_a_head_bias_and_cannot_be_exported(prepared, tmp_p
     with pytest.raises(ConfigError, match="the head's bias is not zero"):
         export_run(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model(prepared, tmp_path):
+    dump(config_of(prepared), tmp_path / "tiny.yaml")
+    command = ["sgtm.cli", "train", str(tmp_path / "tiny.yaml"), "--run-dir"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29741", "-m", *command]
+    subprocess.run([sys.executable, "-m", *command, str(tmp_path / "one")], check=True)
+    subprocess.run([*two, str(tmp_path / "two")], check=True)
+    (one, records), (two_, again) = (finished(tmp_path / n) for n in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two_[name], weight, rtol=1e-3, atol=1e-5)
+    assert [(r["step"], r["tokens"]) for r in records] == [(r["step"], r["tokens"]) for r in again]
+    assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in records], abs=1e-3)
 
 
 def test_other_families_train_by_configuration_alone(prepared, tmp_path):

@@ -1,0 +1,37 @@
+"""What README.md shows works."""
+
+import re
+import shlex
+
+import pytest
+
+from sgtm.cli import COMMANDS
+
+
+@pytest.fixture
+def blocks(request) -> list[tuple[str, str]]:
+    """(language, text) of every code block."""
+    text = (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```(\w*)\n(.*?)```", text, flags=re.S)
+
+
+def test_the_loop_of_ones_own_runs(blocks, capsys):
+    (loop,) = [text for language, text in blocks if language == "python" and "import torch" in text]
+    exec(compile(loop, "README.md", "exec"), {})
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_commands_exist(blocks):
+    text = "\n".join(text for language, text in blocks if language == "bash")
+    used = re.findall(r"^sgtm ([^#\n]*)", text, flags=re.M)
+    assert len(used) >= 5
+    for line in used:
+        words = shlex.split(line)
+        assert " ".join(words[:2]) in COMMANDS or words[0] in COMMANDS, line
+
+
+def test_paths_exist(request):
+    root = request.config.rootpath
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for path in set(re.findall(r"\b(?:configs|docs|src|benchmarks)/[\w./-]+\.(?:yaml|md|py|png)", text)):
+        assert (root / path).exists(), path
