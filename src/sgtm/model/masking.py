@@ -61,6 +61,7 @@ class SGTM:
         self.partition = partition
         self.strategy = strategy if isinstance(strategy, Strategy) else _named(strategy)
         self.mode: Mode = "default"
+        self._in_batch = False
         self.frozen = tuple(s for s in partition.retain if s.site in self.strategy.frozen)
         self.frozen_joint = partition.select_joint(joint)
         hooks = [w.module.register_forward_pre_hook(partial(self._mask_units, w.split)) for w in partition.writers]
@@ -74,14 +75,22 @@ class SGTM:
 
         On leaving a forget batch the gradients that it may not change are zeroed: those of *this* batch. Gradients
         that other batches accumulated before it in the same step are kept (they are set aside in between; run the
-        forget batches of a step first and there is nothing to set aside).
+        forget batches of a step first and there is nothing to set aside). So nothing but forward and backward belongs
+        inside: clear gradients before, step the optimizer after.
 
         Raises:
             ValueError: an unknown mode.
-            RuntimeError: no backward pass was run inside a forget batch, so that nothing could be masked.
+            RuntimeError: no backward pass was run inside a forget batch, so that nothing could be masked; or a batch
+                inside a batch.
         """
         _check_mode(mode)
+        if self._in_batch:
+            raise RuntimeError(
+                f"sgtm.batch({mode!r}) inside sgtm.batch({self.mode!r}): gradients of the two could not be told apart; "
+                "end one before the next, and use sgtm.forward(mode) to evaluate inside"
+            )
         held = self._set_gradients_aside() if mode == "forget" else []
+        self._in_batch = True
         try:
             with self.forward(mode):
                 yield
@@ -92,6 +101,8 @@ class SGTM:
             for p, grad in held:  # what this batch has left there is not masked
                 p.grad = grad
             raise
+        finally:
+            self._in_batch = False
         for p, grad in held:
             if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)

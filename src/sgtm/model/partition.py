@@ -137,7 +137,7 @@ class Partition:
             ValueError: a name that matches no joint parameter.
         """
         chosen: set[str] = set()
-        joint, names = tuple(self.joint), tuple(names)
+        joint, names = tuple(self.joint), (names,) if isinstance(names, str) else tuple(names)
         for name in names:
             globs = self._globs(name)
             found = [j for j in joint if any(fnmatchcase(j, g) or fnmatchcase(j, f"*.{g}") for g in globs)]

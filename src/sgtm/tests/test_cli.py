@@ -54,7 +54,8 @@ def test_help_is_quick():
 
 def test_data_train_evaluate_export_plot(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    output_of(capsys, "data", "synthetic", "--out", "data", "--stories", "60", "--tokenizer", "train:300", "--context", "16")
+    small = ["--stories", "60", "--tokenizer", "train:300", "--context", "16"]
+    output_of(capsys, "data", "synthetic", "--out", "data", *small)
     values = {**TINY, "data": {"path": "data"}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
     shown = output_of(capsys, "train", "tiny.yaml", "--train.steps", "4", "--method", "sgtm", "--seed", "3")

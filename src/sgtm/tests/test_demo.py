@@ -16,9 +16,8 @@ def check_files(out):
     assert set(results) == {"methods", "seconds"}
     assert tuple(results["methods"]) == METHODS
     for losses in results["methods"].values():
-        assert {c: set(v) for c, v in losses.items()} == dict.fromkeys(
-            ("retain", "forget"), {"intact", "ablated", "calibrated"}
-        )
+        assert set(losses) == {"retain", "forget"}
+        assert all(set(of_category) == {"intact", "ablated", "calibrated"} for of_category in losses.values())
     assert (out / "tradeoff.png").stat().st_size > 10_000
     assert type(AutoModelForCausalLM.from_pretrained(out / "sgtm" / "export")) is GPTNeoForCausalLM
     return results["methods"]

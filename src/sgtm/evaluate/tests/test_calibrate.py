@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from sgtm.config import CalibrateConfig
 from sgtm.evaluate.calibrate import fit_bias

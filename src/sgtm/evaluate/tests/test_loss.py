@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from sgtm.data.mixture import Rows
 from sgtm.evaluate import loss as loss_module

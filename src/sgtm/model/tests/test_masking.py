@@ -136,6 +136,16 @@ def test_exception_inside_nested_contexts(sgtm: SGTM) -> None:
         assert sgtm.mode == "retain"
 
 
+@pytest.mark.parametrize("inner", MODES)
+def test_batches_do_not_nest(inner: Mode, sgtm: SGTM) -> None:
+    with sgtm.batch("retain"):
+        with pytest.raises(RuntimeError, match=r"inside sgtm.batch\('retain'\)"), sgtm.batch(inner):
+            pass
+        assert sgtm.mode == "retain"
+    with sgtm.batch(inner):  # the refusal leaves nothing behind
+        backward(sgtm.partition.model)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_forward_leaves_gradients_alone(mode: Mode, sgtm: SGTM) -> None:
     model = sgtm.partition.model

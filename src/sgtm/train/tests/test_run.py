@@ -129,7 +129,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(prepared, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sgtm.train.run.Evaluation.__call__", lambda self, step: die() if step == 4 else evaluate(self, step))
+        patch.setattr(
+            "sgtm.train.run.Evaluation.__call__", lambda self, step: die() if step == 4 else evaluate(self, step)
+        )
         evaluate = lambda self, step: {}  # noqa: E731
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "killed")
