@@ -125,14 +125,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(prepared, tmp_path, monkeypa
     config = config_of(prepared, train__save_every=2, evaluate__every=2)
     train(config, tmp_path / "whole")
 
-    def die(*_):
-        raise KeyboardInterrupt
+    def die_at_step_4(evaluation, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "sgtm.train.run.Evaluation.__call__", lambda self, step: die() if step == 4 else evaluate(self, step)
-        )
-        evaluate = lambda self, step: {}  # noqa: E731
+        patch.setattr("sgtm.train.run.Evaluation.__call__", die_at_step_4)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "killed")
     train(config, tmp_path / "killed", resume=True)
