@@ -22,6 +22,7 @@ $(VENV)/.installed: pyproject.toml
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    echo "making $(VENV) with $$python"; $$python -m venv $(VENV) && break; fi; done
 	@test -x $(VENV)/bin/python || { echo "Python 3.11 or newer is needed, with its venv module"; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
 	$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
 	@touch $@

@@ -1,6 +1,5 @@
 """``sgtm COMMAND ...``: finds the command and its options; the work is done in the rooms."""
 
-import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, load
+from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, load, nearest
 
 Arguments = list[str]
 
@@ -202,7 +201,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 
 
 def main(arguments: Arguments | None = None) -> None:
-    """Run ``sgtm`` with ``arguments`` (the command line by default); errors of the user's making exit with 2."""
+    """Run ``sgtm`` with ``arguments`` (the command line by default); errors are one line and exit with 1."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -236,9 +235,7 @@ def _overview() -> str:
 
 
 def _unknown(words: str) -> str:
-    near = difflib.get_close_matches(words, COMMANDS, n=1) or [c for c in COMMANDS if c.startswith(words.split()[0])]
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"sgtm: error: no command {words!r}{hint} (commands: {', '.join(COMMANDS)})"
+    return f"sgtm: error: no command {words!r}{nearest(words, COMMANDS)} (commands: {', '.join(COMMANDS)})"
 
 
 if __name__ == "__main__":

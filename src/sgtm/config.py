@@ -7,7 +7,7 @@ that ``sgtm train RUN/config.yaml`` repeats it.
 import dataclasses
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +22,12 @@ LABELS: tuple[Label, ...] = get_args(Label)
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 T = TypeVar("T")
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the known word nearest to ``word``, or nothing if none is near."""
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class ConfigError(ValueError):
@@ -127,19 +133,17 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     log_every: int = 50
     save_every: int | None = None
-    """Steps between checkpoints; by default one at the end."""
+    """Steps between checkpoints, from which --resume goes on; by default a tenth of the run."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers.TrainingArguments (report_to, torch_compile, ...)."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "log_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"train.{name}={value} must be at least 1")
+        _check_counts(self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every")
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
-        if self.forget_lr_scale <= 0:
-            raise ConfigError(f"train.forget_lr_scale={self.forget_lr_scale} must be positive; 1 is the ordinary rate")
+        for name in ("learning_rate", "forget_lr_scale"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be positive")
 
 
 @dataclass(frozen=True)
@@ -153,10 +157,13 @@ class EvaluateConfig:
     batch_size: int = 64
     """Rows of one forward pass."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "evaluate", "every", "rows", "batch_size")
+
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """One bias per vocabulary entry, fitted to (not so) frozen knowledge: takes superficial spikes away."""
+    """One bias per vocabulary entry, fitted on the frozen model: takes superficial spikes away."""
 
     steps: int = 200
     learning_rate: float = 1e-2
@@ -169,6 +176,21 @@ class CalibrateConfig:
     """Tokens of each category in one step."""
     every_evaluation: bool = False
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "calibrate", "steps", "rows", "tokens")
+        if self.learning_rate <= 0 or self.retain_weight < 0:
+            raise ConfigError(
+                f"calibrate.learning_rate={self.learning_rate} must be positive and "
+                f"retain_weight={self.retain_weight} not negative"
+            )
+
+
+def _check_counts(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{section}.{name}={value} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -247,9 +269,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: unknown key {key!r}{hint} (known: {', '.join(hints)})")
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, hints)} (known: {', '.join(hints)})")
     return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
 
 

@@ -31,6 +31,7 @@ _METHODS = {  # name: (method, share of forget documents left unlabeled; None = 
     "sgtm": ("sgtm", None),
 }
 _RESULTS = "results.json"
+_MARK = "demo.txt"
 Losses = dict[tuple[Category, Variant], Loss]
 
 
@@ -38,7 +39,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> None:
     """Train five methods from one seed, and write results.json, tradeoff.png and sgtm/export/ to ``out``.
 
     Raises:
-        ConfigError: ``out`` holds something that is no demo.
+        ConfigError: ``out`` holds something else than an earlier demo.
     """
     console = Console()
     start = time.monotonic()
@@ -79,13 +80,11 @@ def _prepare_config(config: RunConfig) -> PrepareConfig:
 
 def _clear(out: Path) -> None:
     """Remove an earlier demo; nothing else."""
-    known = {"data", *_METHODS}
-    found = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    if strange := found - known - {"data.partial", _RESULTS, "tradeoff.png"}:
-        raise ConfigError(f"{out} holds {sorted(strange)}, which is no demo's; choose another --out")
-    for name in found:
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if out.exists() and any(out.iterdir()) and not (out / _MARK).is_file():
+        raise ConfigError(f"{out} is not empty and holds no demo; choose another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / _MARK).write_text("`sgtm demo` wrote this folder, and a later one will replace it.\n", encoding="utf-8")
 
 
 def _write_results(out: Path, losses: dict[str, Losses], seconds: float) -> None:

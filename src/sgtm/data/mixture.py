@@ -51,6 +51,21 @@ class Rows:
         return self.select(found)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(pc.max(pc.list_value_length(c)).as_py() or 0 for c in self._chunks)
+
+    @property
+    def largest_id(self) -> int:
+        return max(pc.max(c.flatten()).as_py() or 0 for c in self._chunks)
+
+    @property
+    def _chunks(self) -> list[pa.ListArray]:
+        """``input_ids`` of the whole split, as they lie on disk."""
+        chunks: list[pa.ListArray] = self.data.data.table["input_ids"].chunks
+        return chunks
+
+    @property
     def present(self) -> list[Category]:
         """The categories that have rows, in the order forget, adjacent, retain."""
         return [CATEGORIES[code] for code in np.unique(self.categories)]
@@ -79,7 +94,8 @@ class PreparedData:
                 _rows(_split(_load(config.path), config.path, split), config.path) for split in ("train", "test")
             )
             tokenizer = _own_tokenizer(Path(config.path))
-        _check_ids(test, tokenizer, config.path or str(config.parts))
+        for rows in (train, test):
+            _check_ids(rows, tokenizer, config.path or str(config.parts))
         return cls(train, test, tokenizer)
 
 
@@ -193,6 +209,8 @@ def _unpad(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
 
 def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(str(path / "tokenizer"))
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     if manifest["tokenizer_sha256"] != tokenizer_hash(tokenizer):
         raise ConfigError(
@@ -203,9 +221,8 @@ def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_ids(rows: Rows, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    largest = max(pc.max(chunk.flatten()).as_py() or 0 for chunk in rows.data.data.table["input_ids"].chunks)
-    if largest >= len(tokenizer):
+    if rows.largest_id >= len(tokenizer):
         raise ConfigError(
-            f"{path} has the token id {largest}, but its tokenizer has {len(tokenizer)} entries: they do not belong "
-            "together; give the tokenizer that the data was prepared with"
+            f"{path} has the token id {rows.largest_id}, but its tokenizer has {len(tokenizer)} entries: they do not "
+            "belong together; give the tokenizer that the data was prepared with"
         )

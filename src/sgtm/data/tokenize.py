@@ -59,7 +59,7 @@ def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_
     """
     config.check()
     out = config.out
-    split_of = _Splitter(config, test_source)
+    split_of = _Splitter(config, source, test_source)
     tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -129,17 +129,24 @@ def _train_tokenizer(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokeniz
 
 
 class _Splitter:
-    """Which split a document belongs to, by its group: copies of a text always stay together."""
+    """Which split a document belongs to: its group decides, and no text of the test split is trained on.
 
-    def __init__(self, config: PrepareConfig, test_source: Source | None) -> None:
-        self.seed, self.fraction = config.seed, config.test_fraction
-        self.test_groups = None if test_source is None else {self._hash(d.group) for d in test_source()}
+    One text can stand in several groups (a translation of two sentences); where the test split has it, the copies
+    in training are dropped ("both").
+    """
+
+    def __init__(self, config: PrepareConfig, source: Source, test_source: Source | None) -> None:
+        self.seed, self.fraction = config.seed, 0.0 if test_source else config.test_fraction
+        test = test_source() if test_source else (d for d in source() if self._is_test(d))
+        self.seen_in_test = {self._hash(t) for d in test for t in (d.group, d.text)}
 
     def __call__(self, document: Document) -> str:
-        key = self._hash(document.group)
-        if self.test_groups is not None:
-            return "both" if key in self.test_groups else "train"
-        return "test" if key < self.fraction * 2**64 else "train"
+        if self._is_test(document):
+            return "test"
+        return "both" if {self._hash(document.group), self._hash(document.text)} & self.seen_in_test else "train"
+
+    def _is_test(self, document: Document) -> bool:
+        return self._hash(document.group) < self.fraction * 2**64
 
     def _hash(self, group: str) -> int:
         return int.from_bytes(hashlib.blake2b(f"{self.seed}:{group}".encode(), digest_size=8).digest())
@@ -159,7 +166,9 @@ class _RowWriter:
     def add(self, category: str, documents: list[tuple[int, list[int]]]) -> None:
         """Write ``documents``, (number, token ids) each, of one category."""
         if not self.pack:
-            rows = [(ids[i : i + self.context], n) for n, ids in documents for i in range(0, len(ids), self.context)]
+            # Rows of a long document overlap by one token, so that every token but its first is predicted once.
+            step = self.context - 1
+            rows = [(ids[i : i + self.context], n) for n, ids in documents for i in range(0, len(ids) - 1, step)]
             self._write(category, [r[0] for r in rows], [r[1] for r in rows])
             return
         ids, numbers = self.rest.get(category, (np.empty(0, np.int32), np.empty(0, np.int64)))
@@ -252,9 +261,11 @@ def _quiet() -> Iterator[None]:
     """One bar is enough."""
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
-    yield
-    if not hidden:
-        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def _check_counts(counts: dict[str, Any]) -> None:

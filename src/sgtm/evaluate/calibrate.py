@@ -5,7 +5,6 @@ would take for deep forgetting. A bias on the logits takes such spikes away and 
 method is calibrated alike.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sgtm.config import CalibrateConfig, Category
 from sgtm.data.mixture import Rows
-from sgtm.evaluate.loss import batches
+from sgtm.evaluate.loss import batches, evaluating
 from sgtm.model.masking import SGTM
 
 _START_STD = 0.1
@@ -63,9 +62,7 @@ def _hidden_states(model: PreTrainedModel, head: Any, rows: Rows, sgtm: SGTM | N
     """What the head reads (tokens, hidden), and the token that it should predict there (tokens,)."""
     hidden: list[Tensor] = []
     targets: list[Tensor] = []
-    was_training = model.training
-    model.eval()
-    with sgtm.forward("retain") if sgtm is not None else nullcontext():
+    with evaluating(model, sgtm):
         for input_ids, labels in batches(model, rows, _CACHE_BATCH):
             states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             if not hidden:
@@ -73,7 +70,6 @@ def _hidden_states(model: PreTrainedModel, head: Any, rows: Rows, sgtm: SGTM | N
             told = labels[:, 1:] != -100
             hidden.append(states[:, :-1][told])
             targets.append(labels[:, 1:][told])
-    model.train(was_training)
     return torch.cat(hidden), torch.cat(targets)
 
 

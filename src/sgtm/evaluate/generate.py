@@ -1,11 +1,11 @@
 """What the model says: continuations before and after removal."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from sgtm.evaluate.loss import evaluating
 from sgtm.model.masking import SGTM
 
 
@@ -27,11 +27,8 @@ def continue_text(
     stop = tokenizer.eos_token_id
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop)
     processors = [] if bias is None else [lambda _, scores: scores + bias]
-    was_training = model.training
-    model.eval()
-    with sgtm.forward("retain") if sgtm is not None else nullcontext():
+    with evaluating(model, sgtm):
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=processors
         )
-    model.train(was_training)
     return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

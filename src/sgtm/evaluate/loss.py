@@ -1,7 +1,7 @@
 """Losses in nats per token: sums over tokens, never means of means."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,17 +43,26 @@ def evaluate_loss(
         ValueError: no row has a token to predict.
     """
     total, count = torch.zeros((), dtype=torch.float64), 0
-    was_training = model.training
-    model.eval()
-    with sgtm.forward("retain") if sgtm is not None else nullcontext():
+    with evaluating(model, sgtm):
         for input_ids, labels in batches(model, rows, batch_size):
             logits = model(input_ids=input_ids, use_cache=False).logits
             total += _sum_of_losses(logits, labels, bias)
             count += int((labels[:, 1:] != -100).sum())
-    model.train(was_training)
     if not count:
         raise ValueError(f"{len(rows)} rows have no token to predict; rows need at least two tokens")
     return Loss(float(total) / count, count)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel, sgtm: SGTM | None) -> Iterator[None]:
+    """``model`` without dropout and, given ``sgtm``, ablated (its retain pass); afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with sgtm.forward("retain") if sgtm is not None else nullcontext():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def evaluate_categories(

@@ -6,10 +6,11 @@ the laws in ``model/tests/test_laws.py``; to add one, write its row, put a tiny 
 ``FAMILIES`` and run them.
 """
 
-import difflib
 from dataclasses import dataclass
 
 from torch import nn
+
+from sgtm.config import nearest
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,9 @@ def architecture_of(model: nn.Module) -> Architecture:
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in ARCHITECTURES:
-        near = difflib.get_close_matches(str(model_type), ARCHITECTURES, n=1)
-        hint = f"; the nearest known family is {near[0]!r}" if near else ""
         raise ValueError(
-            f"no architecture for model_type={model_type!r}; known families: {sorted(ARCHITECTURES)}{hint}. "
+            f"no architecture for model_type={model_type!r}{nearest(model_type, ARCHITECTURES)} (known families: "
+            f"{', '.join(sorted(ARCHITECTURES))}). "
             "A family is one row of sgtm.model.architectures.ARCHITECTURES that passes model/tests/test_laws.py."
         )
     return ARCHITECTURES[model_type]

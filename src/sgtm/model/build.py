@@ -1,13 +1,13 @@
 """A new model from a run's configuration."""
 
 import dataclasses
-import difflib
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from sgtm.config import ConfigError, ModelConfig, PartitionConfig
+from sgtm.config import ConfigError, ModelConfig, PartitionConfig, nearest
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
@@ -24,17 +24,19 @@ def build_model(
         ConfigError: an unknown family or key, a vocabulary that does not fit the tokenizer, or units that the model
             does not have.
     """
+    if config.init == "paper" and not config.head_bias:
+        raise ConfigError("model.init=paper is the paper's model, whose head has a bias; set head_bias: true as well")
     hf_config = _hf_config(config, tokenizer)
     try:
         return _build(hf_config, config, partition, strategy)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"model or partition: {error}") from error
 
 
 def _build(
     hf_config: PreTrainedConfig, config: ModelConfig, partition: PartitionConfig, strategy: str | None
 ) -> tuple[PreTrainedModel, SGTM | None]:
-    if config.head_bias or config.init == "paper":
+    if config.head_bias:
         return _build_paper_model(hf_config, config, partition, strategy)
     model = AutoModelForCausalLM.from_config(hf_config)
     if strategy is None:
@@ -71,8 +73,7 @@ def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     values = dict(config.config)
     family = values.pop("model_type", None)
     if family not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(family), CONFIG_MAPPING.keys(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(family, CONFIG_MAPPING.keys())
         raise ConfigError(f"model.config.model_type={family!r} is no family of transformers{hint}")
     _check_keys(family, values)
     size = values.setdefault("vocab_size", len(tokenizer))
@@ -83,11 +84,11 @@ def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         )
     values.setdefault("bos_token_id", tokenizer.eos_token_id)
     values.setdefault("eos_token_id", tokenizer.eos_token_id)
-    if family == "gpt_neo" and "attention_types" not in values:
-        values["attention_types"] = GPTNeoSGTMConfig(num_layers=values.get("num_layers", 24)).attention_types
     try:
+        if family == "gpt_neo" and "attention_types" not in values:
+            values["attention_types"] = GPTNeoSGTMConfig(num_layers=values.get("num_layers", 24)).attention_types
         return AutoConfig.for_model(family, **values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(f"model.config is no {family} configuration: {error}") from error
 
 
@@ -97,6 +98,4 @@ def _check_keys(family: str, values: dict[str, Any]) -> None:
     known = {f.name for f in dataclasses.fields(cls)} | set(cls.attribute_map)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"model.config: unknown key {key!r} for {family}{hint}")
+            raise ConfigError(f"model.config: unknown key {key!r} for {family}{nearest(key, known)}")

@@ -1,6 +1,5 @@
 """The method, one batch at a time."""
 
-import difflib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sgtm.config import MODES, Mode
+from sgtm.config import MODES, Mode, nearest
 from sgtm.model.partition import Partition, Slice
 from sgtm.model.strategies import STRATEGIES, Strategy
 
@@ -199,9 +198,7 @@ class SGTM:
 
 def _named(strategy: str) -> Strategy:
     if strategy not in STRATEGIES:
-        near = difflib.get_close_matches(strategy, STRATEGIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"strategy={strategy!r} is none of {sorted(STRATEGIES)}{hint}")
+        raise ValueError(f"strategy={strategy!r} is none of {sorted(STRATEGIES)}{nearest(strategy, STRATEGIES)}")
     return STRATEGIES[strategy]
 
 

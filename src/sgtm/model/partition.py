@@ -5,7 +5,6 @@ projection. Units can be permuted without changing the function of the model, so
 general case: all slices are contiguous.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sgtm.config import nearest
 from sgtm.model.architectures import Architecture, architecture_of
 from sgtm.model.split_linear import SplitLinearOut
 
@@ -143,8 +143,7 @@ class Partition:
             found = [j for j in joint if any(fnmatchcase(j, g) or fnmatchcase(j, f"*.{g}") for g in globs)]
             # A tied head is the embedding: asking for it as well is no mistake, asking for nothing else is.
             if not found and (name != "head" or set(names) == {"head"}):
-                near = difflib.get_close_matches(name, (*JOINT_GROUPS, *joint), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = nearest(name, (*JOINT_GROUPS, *joint))
                 hint = "; a tied head is the embedding: use 'embeddings'" if name == "head" else hint
                 raise ValueError(
                     f"joint={name!r} matches no joint parameter{hint} (groups: {', '.join(JOINT_GROUPS)}; "

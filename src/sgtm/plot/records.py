@@ -1,6 +1,5 @@
 """What figures are drawn from: a run's ``metrics.jsonl`` and ``config.yaml``. Nothing here needs torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from sgtm.config import ConfigError
+from sgtm.records import METRICS, read_records
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ def read_run(folder: Path) -> RunRecords:
     Raises:
         ConfigError: no records there.
     """
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        raise ConfigError(f"{folder} has no metrics.jsonl; give folders written by `sgtm train`")
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut short
+    if not (folder / METRICS).is_file():
+        raise ConfigError(f"{folder} has no {METRICS}; give folders written by `sgtm train`")
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return RunRecords(folder, config, [json.loads(line) for line in lines if line])
+    return RunRecords(folder, config, read_records(folder / METRICS))

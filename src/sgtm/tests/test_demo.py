@@ -10,6 +10,8 @@ from sgtm.demo import run_demo
 
 METHODS = ("none", "filter_perfect", "filter", "gradient_routing", "sgtm")
 
+pytest.importorskip("matplotlib", reason="the extra `plot` has matplotlib")
+
 
 def check_files(out):
     results = json.loads((out / "results.json").read_text())
@@ -36,9 +38,12 @@ def test_a_short_demo_writes_everything_and_replaces_itself(tmp_path, capsys, mo
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"thesis.tex"):
-        run_demo(tmp_path)
-    assert (tmp_path / "thesis.tex").exists()
+    (tmp_path / "sgtm").mkdir()
+    for folder in (tmp_path, tmp_path / "sgtm"):
+        (folder / "thesis.tex").write_text("years of work")
+        with pytest.raises(ConfigError, match="holds no demo"):
+            run_demo(folder)
+    assert (tmp_path / "sgtm" / "thesis.tex").exists()
 
 
 @pytest.mark.slow

@@ -14,14 +14,15 @@ ROOT = Path(sgtm.__file__).parent
 MAY_IMPORT = {
     "config": set(),
     "environment": set(),
+    "records": set(),
     "model": {"config"},
     "data": {"config"},
-    "plot": {"config"},
+    "plot": {"config", "records"},
     "evaluate": {"config", "model", "data"},
-    "train": {"config", "environment", "model", "data", "evaluate"},
+    "train": {"config", "environment", "records", "model", "data", "evaluate"},
 }
 ABOVE_ALL = {"__init__", "__main__", "cli", "demo"}
-WITHOUT_TORCH = {"config", "plot"}  # in functions too
+WITHOUT_TORCH = {"config", "plot", "records"}  # in functions too
 
 
 def is_test(path: Path) -> bool:

@@ -10,9 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sgtm.config import Category
 from sgtm.evaluate.loss import Loss, Variant
+from sgtm.records import METRICS, read_records
 
 Evaluation = Callable[[int], dict[tuple[Category, Variant], Loss]]
-METRICS = "metrics.jsonl"
 
 
 class Recorder(TrainerCallback):
@@ -73,11 +73,3 @@ class Recorder(TrainerCallback):
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a ``metrics.jsonl``; a last line cut short by a killed run is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import Category, ConfigError, RunConfig, dump, load
@@ -32,6 +32,19 @@ from sgtm.train.sampler import ModeSampler, StepDrawSampler
 from sgtm.train.trainer import SGTMTrainer
 
 _WARMUP_START = 0.1  # of the learning rate
+_CHECKPOINTS = 10  # in a run, by default
+_OWN_ARGUMENTS = {  # of TrainingArguments: the configuration's own keys for them
+    "output_dir": "--run-dir",
+    "max_steps": "train.steps",
+    "num_train_epochs": "train.steps",
+    "per_device_train_batch_size": "train.batch_size and train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size and train.micro_batch_size",
+    "save_strategy": "train.save_every",
+    "save_steps": "train.save_every",
+    "eval_strategy": "evaluate.every",
+    "eval_steps": "evaluate.every",
+    "seed": "seed",
+}
 # Renamed in transformers 5.23, where the old name warns.
 _FIELDS = TrainingArguments.__dataclass_fields__
 _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
@@ -81,6 +94,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     rows, sampler, counts = _labelled(config, method, data.train)
     set_seed(config.seed)
     model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
+    _check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
     trainer = SGTMTrainer(
         model,
@@ -123,6 +137,7 @@ def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
 def evaluate_run(folder: Path, rows: int | None, batch_size: int) -> dict[tuple[Category, Variant], Loss]:
     """Evaluate a finished run anew, calibration included."""
     config, model, sgtm = load_run(folder)
+    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     tune_malloc()
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
     return Evaluation(config, model, sgtm, PreparedData.load(config.data))(config.train.steps)
@@ -158,9 +173,10 @@ class Evaluation:
     def __call__(self, step: int) -> dict[tuple[Category, Variant], Loss]:
         """Losses by category and variant; calibrated at the last step, or at all of them if so configured."""
         c = self.config
-        if step >= c.train.steps or c.calibrate.every_evaluation:
-            self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed)
-        self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, c.evaluate.batch_size)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=c.train.precision == "bf16"):
+            if step >= c.train.steps or c.calibrate.every_evaluation:
+                self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed)
+            self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, c.evaluate.batch_size)
         return self.losses
 
 
@@ -193,10 +209,11 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "max_grad_norm": t.max_grad_norm,
         "optim": t.optimizer,
         "bf16": t.precision == "bf16",
+        "use_cpu": not torch.accelerator.is_available(),
         _CHECKPOINTING: t.gradient_checkpointing,
         "logging_steps": t.log_every,
-        "save_strategy": "steps" if t.save_every else "no",
-        "save_steps": t.save_every or t.steps,
+        "save_strategy": "steps",
+        "save_steps": t.save_every or max(1, t.steps // _CHECKPOINTS),
         "save_total_limit": 2,
         "dataloader_drop_last": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -205,6 +222,8 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "report_to": "none",
         **t.arguments,
     }
+    for key in t.arguments.keys() & _OWN_ARGUMENTS:
+        raise ConfigError(f"train.arguments.{key} is set by {_OWN_ARGUMENTS[key]}; use that")
     try:
         arguments = TrainingArguments(**values)
     except (TypeError, ValueError) as error:
@@ -217,6 +236,15 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     disable_progress_bar()  # of the shards being written; the training's own bar is enough
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_context(model: PreTrainedModel, data: PreparedData) -> None:
+    longest, context = max(data.train.longest, data.test.longest), model.config.max_position_embeddings
+    if longest > context:
+        raise ConfigError(
+            f"the data has rows of {longest} tokens and the model only {context} positions; prepare the data with "
+            f"--context {context}, or set model.config.max_position_embeddings"
+        )
 
 
 def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int | None) -> TrainingArguments:
@@ -254,8 +282,18 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
     before, now = asdict(load(written)), asdict(config)
     if changed := [key for key in now if now[key] != before[key]]:
         raise ConfigError(f"{folder} was started with another {', '.join(changed)}; resume with its own config.yaml")
-    checkpoints = folder / "checkpoints"
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if (folder / "model" / "config.json").is_file():
+        raise ConfigError(f"{folder} is finished; evaluate it with `sgtm evaluate {folder}`, or start another run")
+    checkpoint = _last_checkpoint(folder / "checkpoints", config.train.steps)
+    print(f"resuming from {checkpoint or 'the beginning: there is no checkpoint yet'}")
+    return checkpoint
+
+
+def _last_checkpoint(folder: Path, steps: int) -> str | None:
+    """The last checkpoint that leaves at least one step to do: its end evaluates the model."""
+    complete = [p.parent for p in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # what is written last
+    found = {int(p.name.rpartition("-")[2]): str(p) for p in complete}
+    return max(((step, path) for step, path in found.items() if step < steps), default=(0, None))[1]
 
 
 def _start_folder(

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from sgtm.config import ConfigError
 
 Order = NDArray[np.int64]
-_ORDER_STREAM = 2  # keeps the order's random numbers apart from those of other uses of the seed
+_ORDER_STREAM, _DRAW_STREAM = 2, 3  # keep random numbers of one seed apart
 
 
 class ModeSampler(Sampler[int]):
@@ -82,7 +82,7 @@ class StepDrawSampler(Sampler[tuple[int, int]]):
     def _draw(self) -> tuple[Order, Order]:
         """(steps, step_size) rows and (steps,) modes of this epoch."""
         # The same modes in every epoch keep its length the same, which Trainer relies on.
-        draws = np.random.default_rng((self.seed, _ORDER_STREAM))
+        draws = np.random.default_rng((self.seed, _DRAW_STREAM))
         rng = np.random.default_rng((self.seed, _ORDER_STREAM, self.epoch))
         codes = np.unique(self.categories)
         groups = [rng.permutation(np.flatnonzero(self.categories == c)) for c in codes]

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from sgtm.config import MODES, ConfigError, Mode
-from sgtm.data.mixture import collate
+from sgtm.data.mixture import Rows, collate
 from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
@@ -18,6 +20,8 @@ from sgtm.train.sampler import ModeSampler
 # A step runs its forget examples first: nothing has to be set aside then, and under DDP the part that synchronises
 # the gradients is never one that has still to be masked.
 _ORDER: tuple[Mode, ...] = ("forget", "retain", "default")
+# Written in torch operations, which know strides; kernels on raw pointers write to wrong elements of a view.
+_OPTIMIZERS_OF_VIEWS = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
 
 
 class SGTMTrainer(Trainer):
@@ -55,6 +59,11 @@ class SGTMTrainer(Trainer):
         args.dataloader_drop_last = True
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"{self.args.n_gpu} GPUs in one process would multiply the batch; start one process a GPU with "
+                "torchrun, or set CUDA_VISIBLE_DEVICES"
+            )
         if sgtm is not None:
             self._check(model, sgtm)
         self.add_callback(_SetEpoch(self))
@@ -64,8 +73,6 @@ class SGTMTrainer(Trainer):
             raise ConfigError("sgtm belongs to another model; make it with SGTM(Partition.of(model, ...))")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError("masks are not exact on sharded parameters yet; train without FSDP and DeepSpeed")
-        if self.args.n_gpu > 1:
-            raise ConfigError("nn.DataParallel copies the model at each step; start one process a GPU with torchrun")
         if not self.model_accepts_loss_kwargs:
             raise ConfigError(
                 f"{type(model).__name__}.forward takes no num_items_in_batch, so parts of a batch cannot be weighted "
@@ -76,12 +83,19 @@ class SGTMTrainer(Trainer):
         if self.sampler is None and self.sgtm is not None:
             step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-            self.sampler = ModeSampler(dataset.modes, step_size, seed=self.args.seed)
+            modes = dataset.modes if isinstance(dataset, Rows) else [row["mode"] for row in dataset]
+            self.sampler = ModeSampler(np.asarray(modes, np.int8), step_size, seed=self.args.seed)
         return self.sampler or super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.sgtm is None or (self.update == "gradient" and self.forget_lr_scale == 1.0) or self.optimizer:
             return super().create_optimizer(model)
+        name = OptimizerNames(self.args.optim).value
+        if name not in _OPTIMIZERS_OF_VIEWS:
+            raise ConfigError(
+                f"optim={name} is not known to be exact on the views that update=strict and "
+                f"forget_lr_scale need; use one of {sorted(_OPTIMIZERS_OF_VIEWS)}"
+            )
         self.blocks = BlockParameters(self.sgtm)
         masked = self.sgtm.partition.model
         decayed = self.get_decay_parameter_names(masked)
@@ -105,11 +119,13 @@ class SGTMTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         loss = torch.zeros((), device=self.args.device)
         parts = list(self._parts(inputs, mode))
+        self._step_modes.update(name for name, _ in parts)
+        if self.args.world_size > 1 and parts[-1][0] == "forget":
+            parts.append(("default", _nothing(inputs)))  # other processes wait for this one's gradients
         for i, (name, part) in enumerate(parts):
             synchronise = nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(model)
             with synchronise, self.sgtm.batch(name):
                 loss += super().training_step(model, part, num_items_in_batch)
-            self._step_modes.add(name)
         if self.blocks is not None and self.accelerator.sync_gradients:
             self.blocks.set_gradients(self._modes_of_step() if self.update == "strict" else None)
         if self.accelerator.sync_gradients:
@@ -124,10 +140,6 @@ class SGTMTrainer(Trainer):
         for name in present:
             chosen = mode == MODES.index(name)
             yield name, {key: value[chosen] for key, value in inputs.items()}
-        if self.args.world_size > 1 and present == ["forget"]:
-            nothing = {key: value[:1, :2].clone() for key, value in inputs.items()}
-            nothing["labels"].fill_(-100)
-            yield "default", nothing  # no loss, but other processes wait for this one's gradients
 
     def _count_tokens(self, num_items_in_batch: Tensor | int | None) -> None:
         """Predicted tokens of the whole optimizer step, on all processes, counted once."""
@@ -140,6 +152,13 @@ class SGTMTrainer(Trainer):
         if self.args.world_size > 1:
             here = self.accelerator.reduce(here.int(), "sum").bool()
         return {name for name, present in zip(MODES, here.tolist(), strict=True) if present}
+
+
+def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Two tokens of a batch without a label: a backward pass that adds nothing."""
+    nothing = {key: value[:1, :2].clone() for key, value in inputs.items()}
+    nothing["labels"].fill_(-100)
+    return nothing
 
 
 class _SetEpoch(TrainerCallback):

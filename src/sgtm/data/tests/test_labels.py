@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+
+pytest.importorskip("hypothesis", reason="the extra `dev` has hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

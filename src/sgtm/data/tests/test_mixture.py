@@ -85,6 +85,12 @@ def test_data_prepared_by_the_papers_code_loads(paper_data):
     assert [data.train[i]["input_ids"].tolist() for i in range(4)] == [[9, 8, eos], [7, 6, 5, 4]] * 2
 
 
+def test_longest_row_and_largest_id(data):
+    rows = data.train.data["input_ids"]
+    assert data.train.longest == max(map(len, rows)) == 16
+    assert data.train.largest_id == max(map(max, rows))
+
+
 def test_bad_data_is_refused(tmp_path, prepared, paper_data):
     with pytest.raises(ConfigError, match="is not set"):
         PreparedData.load(DataConfig())
@@ -109,6 +115,9 @@ def test_a_tokenizer_that_does_not_belong_to_the_data_is_refused(tmp_path, prepa
     manifest = json.loads((changed / "manifest.json").read_text())
     (changed / "manifest.json").write_text(json.dumps({**manifest, "tokenizer_sha256": "0"}))
     with pytest.raises(ConfigError, match="not the tokenizer that the data was prepared with"):
+        PreparedData.load(DataConfig(str(changed)))
+    (changed / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"has no manifest.json"):
         PreparedData.load(DataConfig(str(changed)))
     big = Dataset.from_dict({"input_ids": [[100_000]]})
     DatasetDict(train=big, test=big).save_to_disk(tmp_path / "big")

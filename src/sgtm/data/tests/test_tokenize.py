@@ -19,9 +19,14 @@ def source(sentences):
     return documents
 
 
-def texts_of(rows, tokenizer, category):
-    """All documents of one category, as the tokens of its rows spell them."""
-    ids = [i for row in rows if row["category"] == category for i in row["input_ids"]]
+def texts_of(rows, tokenizer, category, overlap=False):
+    """All documents of one category, as the tokens of its rows spell them; rows of one document may overlap by one."""
+    ids, before = [], None
+    for row in rows.filter(lambda r: r["category"] == category):
+        continues = overlap and row["document"] == before
+        assert not continues or row["input_ids"][0] == ids[-1]
+        ids += row["input_ids"][int(continues) :]
+        before = row["document"]
     return tokenizer.decode(ids).split("<|endoftext|>")
 
 
@@ -30,8 +35,8 @@ def test_every_document_is_in_exactly_one_split(tmp_path, sentences, pack):
     config = PrepareConfig(tmp_path / "out", "train:300", 16, pack=pack, test_fraction=0.1)
     data = load_from_disk(prepare(source(sentences), config, {}))
     tokenizer = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
-    splits = {split: texts_of(data[split], tokenizer, "retain") for split in ("train", "test")}
-    spanish = {split: texts_of(data[split], tokenizer, "forget") for split in ("train", "test")}
+    splits = {split: texts_of(data[split], tokenizer, "retain", not pack) for split in ("train", "test")}
+    spanish = {split: texts_of(data[split], tokenizer, "forget", not pack) for split in ("train", "test")}
     for texts, column in ((splits, 0), (spanish, 1)):
         assert all(t[-1] == "" for t in texts.values()), "every document ends with end-of-text"
         assert sorted(t for s in texts.values() for t in s[:-1]) == sorted(s[column] for s in sentences)
@@ -67,7 +72,7 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path, sentences):
     config = PrepareConfig(tmp_path / "out", "train:300", 16, test_fraction=0.3)
     data = load_from_disk(prepare(source(sentences[:100] * 4), config, {}))
     tokenizer = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
-    train, test = (set(texts_of(data[s], tokenizer, "retain")) - {""} for s in ("train", "test"))
+    train, test = (set(texts_of(data[s], tokenizer, "retain", True)) - {""} for s in ("train", "test"))
     assert train
     assert test
     assert not train & test
@@ -80,6 +85,34 @@ def test_a_test_source_keeps_its_documents_out_of_training(tmp_path, sentences):
     assert manifest["counts"]["test"]["forget"]["documents"] == 50
     assert manifest["counts"]["train"]["forget"]["documents"] == 550
     assert manifest["rejected"] == {"in the test split as well": 100}
+
+
+@pytest.mark.parametrize("own_test_split", [True, False])
+def test_no_text_of_the_test_split_is_trained_on(tmp_path, sentences, own_test_split):
+    """Two sentences with one translation are two groups that share a text."""
+    same = [(f"One of {i} sentences.", "La misma traducción.") for i in range(40)]
+    config = PrepareConfig(tmp_path / "out", "train:300", 16, test_fraction=0.2)
+    test = source(same[:1] + sentences[:5]) if own_test_split else None
+    prepare(source(same + sentences[5:]), config, {}, test)
+    data = load_from_disk(tmp_path / "out")
+    tokenizer = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
+    train, test = (set(texts_of(data[s], tokenizer, "forget", True)) - {""} for s in ("train", "test"))
+    assert "La misma traducción." in test
+    assert not train & test
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["rejected"]["in the test split as well"] >= 25
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 30, 31, 32, 33])
+def test_every_token_of_a_long_document_is_predicted_once(tmp_path, length):
+    """Whatever its length, end-of-text never stands alone in a row."""
+    texts = [(f"{n:03d}" + "ab" * length, "x" * (n + 1)) for n in range(40)]
+    config = PrepareConfig(tmp_path / "out", "train:257", 16, test_fraction=0.3)
+    data = load_from_disk(prepare(source(texts), config, {}))
+    rows = data["train"].filter(lambda r: r["category"] == "retain")
+    assert min(len(r) for r in rows["input_ids"]) >= 2
+    predicted = sum(len(r) - 1 for r in rows["input_ids"])
+    assert predicted == len(set(rows["document"])) * (3 + 2 * length)  # bytes, and end-of-text, less the first
 
 
 def test_empty_texts_are_counted_not_lost(tmp_path, sentences):

@@ -64,7 +64,7 @@ def test_one_shared_key_has_no_forget_heads() -> None:
 def test_unknown_family_names_the_nearest(model_type: str, near: str) -> None:
     model = nn.Linear(2, 2)
     model.config = SimpleNamespace(model_type=model_type)
-    with pytest.raises(ValueError, match=f"no architecture for model_type='{model_type}'.*nearest.* {near}"):
+    with pytest.raises(ValueError, match=f"no architecture for model_type='{model_type}'; did you mean {near}"):
         Partition.of(model, neurons=1)
 
 

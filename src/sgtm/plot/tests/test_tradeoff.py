@@ -12,6 +12,8 @@ from sgtm.config import ConfigError
 from sgtm.plot.records import read_run
 from sgtm.plot.tradeoff import tradeoff
 
+pytest.importorskip("matplotlib", reason="the extra `plot` has matplotlib")
+
 
 def write_run(folder: Path, method: str, losses: list[tuple[int, float, float]]) -> Path:
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
 from sgtm.config import ConfigError, RunConfig, build, dump, load
 from sgtm.model import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
-from sgtm.train.recorder import read_records
+from sgtm.records import read_records
 from sgtm.train.run import METHODS, evaluate_run, export_run, load_run, train
 
 TINY = {
@@ -102,6 +103,16 @@ def test_one_seed_gives_one_run(prepared, tmp_path):
     assert records_a == records_b != records_c
 
 
+def test_low_precision_is_trained_and_evaluated_alike(prepared, tmp_path):
+    run = train(config_of(prepared, train__precision="bf16"), tmp_path / "run")
+    assert run.model.dtype is torch.float32, "bf16 is for the computation, not for the weights"
+    again = evaluate_run(tmp_path / "run", rows=None, batch_size=64)
+    assert again == run.losses
+    full = train(config_of(prepared), tmp_path / "full")
+    key = ("retain", "ablated")
+    assert 0 < abs(full.losses[key].mean - run.losses[key].mean) < 0.1
+
+
 @pytest.mark.parametrize("mixing", ["step", "step_draw"])
 @pytest.mark.parametrize("method", ["sgtm", "filter"])
 def test_the_papers_schedules(prepared, tmp_path, mixing, method):
@@ -140,6 +151,26 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(prepared, tmp_path, monkeypa
     assert [r for r in records if r["step"] > 2] == [r for r in again if r["step"] > 2]
     steps = [r["step"] for r in read_records(tmp_path / "killed" / "metrics.jsonl") if r["split"] == "train"]
     assert steps == [2, 4, 6], "no step is recorded twice"
+    with pytest.raises(ConfigError, match="is finished"):
+        train(config, tmp_path / "killed", resume=True)
+
+
+def test_a_run_killed_before_its_model_was_written_is_finished(prepared, tmp_path, capsys):
+    """The last checkpoint has no step left to do; the one before it has."""
+    config = config_of(prepared, train__save_every=3)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "model")
+    train(config, tmp_path / "killed", resume=True)
+    assert "checkpoint-3" in capsys.readouterr().out
+    (whole, records), (killed, again) = (finished(tmp_path / n) for n in ("whole", "killed"))
+    assert all(torch.equal(whole[n], killed[n]) for n in whole)
+    assert records == again
+    shutil.rmtree(tmp_path / "killed" / "model")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    train(config, tmp_path / "killed", resume=True)
+    assert "from the beginning" in capsys.readouterr().out
+    assert records == finished(tmp_path / "killed")[1]
 
 
 def test_a_finished_run_is_evaluated_anew(prepared, tmp_path):
@@ -228,6 +259,9 @@ def test_other_families_train_by_configuration_alone(prepared, tmp_path):
         ({"evaluate__rows": 10_000}, "is more than the .* test rows of category forget"),
         ({"train__micro_batch_size": 3}, "cannot be cut"),
         ({"train__optimizer": "adamv"}, "TrainingArguments refuses"),
+        ({"train__arguments": {"max_steps": 3}}, "is set by train.steps"),
+        ({"model__config": {**TINY["model"]["config"], "max_position_embeddings": 8}}, "rows of 16 tokens"),
+        ({"model__init": "paper"}, "set head_bias: true"),
         ({"train__arguments": {"lerning_rate": 1}}, "lerning_rate"),
         ({"labels": {"tpr": 0.9, "fpr": 0.9}}, "together at most 1"),
     ],
@@ -245,6 +279,8 @@ def test_a_run_that_cannot_work_is_refused_and_leaves_nothing(prepared, tmp_path
         ({"hiden_size": 8}, "did you mean 'hidden_size'"),
         ({"vocab_size": 100}, "less than the 300 entries"),
         ({"num_heads": 5}, "divisible"),
+        ({"num_layers": "2"}, "no gpt_neo configuration"),
+        ({"attention_types": [[["global"], 3]]}, "no gpt_neo configuration"),
         ({"model_type": "bert", "num_heads": None}, "unknown key"),
         ({"model_type": "olmo2", "num_heads": None}, "unknown key|no architecture"),
     ],

@@ -1,4 +1,4 @@
-"""Trains a tiny model for a few steps and saves its weights as WORLD_SIZE.pt: `two_ranks DATA OUT`, under torchrun."""
+"""Trains a tiny model for a few steps and saves its weights as WORLD_SIZE.pt: `two_ranks DATA OUT MIXING`."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from sgtm.train.trainer import SGTMTrainer
 BATCH = 4
 
 
-def main(data_folder: str, out: str) -> None:
+def main(data_folder: str, out: str, mixing: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows, _ = training_rows(PreparedData.load(DataConfig(data_folder)).train, LabelConfig(undiscovered=0.2), "modes", 0)
     model = tiny_model()
@@ -38,7 +38,7 @@ def main(data_folder: str, out: str) -> None:
         masked(model),
         update="strict",
         forget_lr_scale=0.5,
-        sampler=ModeSampler(rows.modes, BATCH),
+        sampler=ModeSampler(rows.modes, BATCH, mixing),
         train_dataset=rows,
     )
     trainer.train()
