@@ -69,7 +69,7 @@ def test_unknown_family_names_the_nearest(model_type: str, near: str) -> None:
 
 
 def test_model_without_configuration() -> None:
-    with pytest.raises(ValueError, match=r"no architecture for model_type=None; known families: .*'llama'"):
+    with pytest.raises(ValueError, match=r"no architecture for model_type=None .*known families: .*llama"):
         Partition.of(nn.Linear(2, 2), neurons=1)
 
 
