@@ -75,7 +75,7 @@ def _config(out: Path, seed: int, steps: int | None) -> RunConfig:
 
 def _prepare_config(config: RunConfig) -> PrepareConfig:
     context = config.model.config["max_position_embeddings"]
-    return PrepareConfig(Path(config.data.path), "train:1024", context, pack=True, test_fraction=0.02, seed=config.seed)
+    return PrepareConfig(Path(config.data.path), "train:1024", context, pack=True, test_fraction=0.05, seed=config.seed)
 
 
 def _clear(out: Path) -> None:

@@ -26,7 +26,7 @@ def check_files(out):
 
 
 def test_a_short_demo_writes_everything_and_replaces_itself(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sgtm.demo._STORIES", 300)
+    monkeypatch.setattr("sgtm.demo._STORIES", 4000)
     for _ in range(2):
         run_demo(tmp_path / "demo", steps=2)
         check_files(tmp_path / "demo")
