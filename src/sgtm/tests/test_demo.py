@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
 from sgtm.config import ConfigError
-from sgtm.demo import run_demo
+from sgtm.demo import _clear, run_demo
 
 METHODS = ("none", "filter_perfect", "filter", "gradient_routing", "sgtm")
 
@@ -25,15 +25,16 @@ def check_files(out):
     return results["methods"]
 
 
-def test_a_short_demo_writes_everything_and_replaces_itself(tmp_path, capsys, monkeypatch):
+def test_a_short_demo_writes_everything_and_is_replaced_by_the_next(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sgtm.demo._STORIES", 4000)
-    for _ in range(2):
-        run_demo(tmp_path / "demo", steps=2)
-        check_files(tmp_path / "demo")
+    run_demo(tmp_path / "demo", steps=2)
+    check_files(tmp_path / "demo")
     shown = capsys.readouterr().out
     assert "its logits differ from the ablated model's by at most" in shown
     assert "before:" in shown
     assert "after:" in shown
+    _clear(tmp_path / "demo")
+    assert [p.name for p in (tmp_path / "demo").iterdir()] == ["demo.txt"]
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path):
