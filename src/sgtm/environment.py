@@ -27,7 +27,7 @@ def environment() -> dict[str, str | int]:
 
 
 def tune_malloc() -> bool:
-    """Let glibc keep freed memory: by default half of a CPU training step is page faults (docs/log.md).
+    """Let glibc keep freed memory instead of giving it back and faulting it in again at every step.
 
     Returns whether it was done; other C libraries are left as they are.
     """

@@ -55,8 +55,6 @@ def test_the_figure_is_drawn(runs, tmp_path, kind):
     out = tmp_path / f"figure.{kind}"
     tradeoff([read_run(r) for r in runs], out)
     assert out.stat().st_size > 5_000
-    if kind == "svg":
-        assert "retain loss, calibrated (nats per token)" in out.read_text() or "<path" in out.read_text()
 
 
 def test_bad_input_is_refused(tmp_path, runs):
