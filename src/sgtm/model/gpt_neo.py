@@ -344,6 +344,18 @@ class GPTNeoForCausalLMSGTM(GPTNeoPreTrainedModelSGTM, GPTNeoForCausalLM):
             self.sgtm.frozen_joint = self.sgtm.partition.select_joint(self.config.frozen_joint)
 
 
+def _refuse_mode(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a GPT-Neo model; ``sgtm_mode`` is refused where it would be swallowed (docs/decisions/004)."""
+    if "sgtm_mode" in kwargs and not isinstance(model, GPTNeoPreTrainedModelSGTM):
+        raise TypeError(
+            f"{type(model).__name__} takes no sgtm_mode={kwargs['sgtm_mode']!r}: it is the stock model, in which "
+            "nothing is masked; make a GPTNeoForCausalLMSGTM of a GPTNeoSGTMConfig (the Auto classes build the stock "
+            "model from a plain GPTNeoConfig), or hold the mode with sgtm.batch(mode)"
+        )
+    return nn.Module.__call__(model, *args, **kwargs)
+
+
+GPTNeoPreTrainedModel.__call__ = _refuse_mode  # type: ignore[method-assign]
 AutoConfig.register(GPTNeoSGTMConfig.model_type, GPTNeoSGTMConfig)
 AutoModel.register(GPTNeoSGTMConfig, GPTNeoModelSGTM)
 AutoModelForCausalLM.register(GPTNeoSGTMConfig, GPTNeoForCausalLMSGTM)

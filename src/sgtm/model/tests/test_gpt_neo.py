@@ -387,6 +387,15 @@ def test_without_the_argument_the_held_mode_counts() -> None:
     assert not model.transformer.h[0].mlp.c_proj.bias.grad.any()
 
 
+def test_mode_on_a_stock_model_is_refused():
+    config = GPTNeoConfig(**SIZES, **ATTENTION, **FIELDS)  # as the paper's code carried its fields
+    model = AutoModelForCausalLM.from_config(config)
+    for stock in (model, model.transformer):
+        with pytest.raises(TypeError, match="it is the stock model, in which nothing is masked"):
+            stock(batch()["input_ids"], sgtm_mode="forget")
+    assert model(**batch()).loss.isfinite()
+
+
 def test_unknown_modes_and_splits_are_refused() -> None:
     model = build()
     for call in (lambda: model(**batch(), sgtm_mode="forgot"), lambda: model.adjust_gradients("forgot")):
