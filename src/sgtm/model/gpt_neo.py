@@ -26,10 +26,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPTNeoConf
 from transformers import initialization as init
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoPreTrainedModel
 
-from sgtm.config import Mode
 from sgtm.model.architectures import ARCHITECTURES
-from sgtm.model.masking import SGTM
-from sgtm.model.partition import Partition
+from sgtm.model.masking import SGTM, Mode
+from sgtm.model.partition import Partition, Units
 from sgtm.model.split_linear import SplitLinearOut
 from sgtm.model.strategies import STRATEGIES
 
@@ -284,7 +283,7 @@ class GPTNeoPreTrainedModelSGTM(GPTNeoPreTrainedModel):
 def _partition(model: GPTNeoPreTrainedModelSGTM) -> Partition:
     config = model.config
     if not config.layers:
-        return Partition(model, _ROW, 0, 0, (), (), (), ())
+        return Partition(model, _ROW, {"forget": Units()}, (), (), (), ())
     heads, neurons = config.num_forget
     return Partition.of(model, heads, neurons, config.layers)
 
@@ -348,9 +347,9 @@ def _refuse_mode(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a GPT-Neo model; ``sgtm_mode`` is refused where it would be swallowed (docs/decisions/004)."""
     if "sgtm_mode" in kwargs and not isinstance(model, GPTNeoPreTrainedModelSGTM):
         raise TypeError(
-            f"{type(model).__name__} takes no sgtm_mode={kwargs['sgtm_mode']!r}: it is the stock model, in which "
-            "nothing is masked; make a GPTNeoForCausalLMSGTM of a GPTNeoSGTMConfig (the Auto classes build the stock "
-            "model from a plain GPTNeoConfig), or hold the mode with sgtm.batch(mode)"
+            f"{type(model).__name__} takes no sgtm_mode={kwargs['sgtm_mode']!r}; it is the stock model: hold the mode "
+            "around forward and backward, `with sgtm.batch(mode): model(...).loss.backward()`, or make a "
+            "GPTNeoForCausalLMSGTM of a GPTNeoSGTMConfig (from a plain GPTNeoConfig the Auto classes make stock models)"
         )
     return nn.Module.__call__(model, *args, **kwargs)
 

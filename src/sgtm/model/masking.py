@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sgtm.config import MODES, Mode, nearest
-from sgtm.model.partition import Partition, Slice
+from sgtm.config import nearest
+from sgtm.model.partition import Partition, Slice, Span
+from sgtm.model.positions import Frozen, frozen_modules, over, train_apart
 from sgtm.model.strategies import STRATEGIES, Strategy
+
+Mode = str | Sequence[str] | Tensor
+_DEFAULT, _RETAIN = 0, 1  # codes of modes; the domains follow
 
 
 class Block(NamedTuple):
@@ -19,7 +23,7 @@ class Block(NamedTuple):
 
     name: str
     slice: Slice | None
-    is_forget: bool
+    owner: str  # retain, joint, or a domain
     modes: frozenset[str]  # batches of these modes may update it
 
 
@@ -37,11 +41,16 @@ class SGTM:
     mode      forward                      backward
     ========  ===========================  ==============================================
     default   the untouched model          everything is updated
-    forget    as the strategy says         gradients of frozen retain slices are zeroed
     retain    forget units give zero       the rest (so forget units get no gradient)
+    forget    as the strategy says         gradients of frozen retain slices are zeroed
     ========  ===========================  ==============================================
 
+    With several domains each has a mode of its name in place of ``forget``: the units of the other domains give zero.
     A retain pass computes what the ablated model computes.
+
+    A mode is a name for the whole batch; or names, one for each example; or codes (indices into ``partition.modes``), a
+    LongTensor (batch,) or (batch, seq). Then one forward and one backward pass train every position in its own mode
+    (``sgtm.model.positions`` says exactly what that means).
 
     Args:
         partition: which parameters are retain, forget and joint.
@@ -59,11 +68,12 @@ class SGTM:
     ) -> None:
         self.partition = partition
         self.strategy = strategy if isinstance(strategy, Strategy) else _named(strategy)
-        self.mode: Mode = "default"
+        self.mode: str | Tensor = "default"  # a name, or codes (batch, 1 or seq)
+        self._silenced: frozenset[str] = frozenset()  # domains whose units give zero whatever the mode
         self._in_batch = False
         self.frozen = tuple(s for s in partition.retain if s.site in self.strategy.frozen)
         self.frozen_joint = partition.select_joint(joint)
-        hooks = [w.module.register_forward_pre_hook(partial(self._mask_units, w.split)) for w in partition.writers]
+        hooks = [w.module.register_forward_pre_hook(partial(self._mask_units, w.spans)) for w in partition.writers]
         if "sgtm_mode" not in inspect.signature(partition.model.forward).parameters:
             hooks.append(partition.model.register_forward_pre_hook(_refuse_mode_argument, with_kwargs=True))
         self._hooks = hooks
@@ -75,27 +85,29 @@ class SGTM:
         On leaving a forget batch the gradients that it may not change are zeroed: those of *this* batch. Gradients
         that other batches accumulated before it in the same step are kept (they are set aside in between; run the
         forget batches of a step first and there is nothing to set aside). So nothing but forward and backward belongs
-        inside: clear gradients before, step the optimizer after.
+        inside: clear gradients before, step the optimizer after. Where each example or position has a mode of its
+        own, gradients are masked as they arise.
 
         Raises:
-            ValueError: an unknown mode.
+            ValueError: an unknown mode, or modes that do not fit the batch.
             RuntimeError: no backward pass was run inside a forget batch, so that nothing could be masked; or a batch
                 inside a batch.
         """
-        _check_mode(mode)
+        mode = self._resolve(mode)
         if self._in_batch:
             raise RuntimeError(
-                f"sgtm.batch({mode!r}) inside sgtm.batch({self.mode!r}): gradients of the two could not be told apart; "
-                "end one before the next, and use sgtm.forward(mode) to evaluate inside"
+                f"sgtm.batch({_shown(mode)}) inside sgtm.batch({_shown(self.mode)}): gradients of the two could not be "
+                "told apart; end one before the next, and use sgtm.forward(mode) to evaluate inside"
             )
-        held = self._set_gradients_aside() if mode == "forget" else []
+        is_forget = isinstance(mode, str) and mode in self.partition.domains
+        held = self._set_gradients_aside() if is_forget else []
         self._in_batch = True
         try:
-            with self.forward(mode):
+            with self._hold(mode):
                 yield
-            if mode == "forget" and torch.is_grad_enabled():
-                self._check_gradients()
-                self.mask_gradients(mode)
+            if is_forget and torch.is_grad_enabled():
+                self._check_gradients(mode)
+                self._zero_frozen()
         except BaseException:
             for p, grad in held:  # what this batch has left there is not masked
                 p.grad = grad
@@ -112,28 +124,43 @@ class SGTM:
 
         Under activation checkpointing a mode that ends before the backward pass gives wrong gradients: to train, use
         ``batch``.
+
+        Raises:
+            ValueError: an unknown mode, or modes that do not fit the batch.
         """
-        _check_mode(mode)
-        before, self.mode = self.mode, mode
+        with self._hold(self._resolve(mode)):
+            yield
+
+    @contextmanager
+    def without(self, *domains: str) -> Iterator[None]:
+        """Compute what ``partition.ablate(*domains)`` would leave, without changing a weight; all domains by default.
+
+        Raises:
+            ValueError: a name that is no domain.
+        """
+        before, self._silenced = self._silenced, self._silenced | set(self.partition.select_domains(domains))
         try:
             yield
         finally:
-            self.mode = before
+            self._silenced = before
 
     @torch.no_grad()
     def mask_gradients(self, mode: Mode) -> None:
-        """Zero the gradients that a batch of ``mode`` may not change; ``batch`` does it by itself."""
-        _check_mode(mode)
-        if mode == "forget":
-            for s in self.frozen:
+        """Zero the gradients that a batch of ``mode`` may not change; ``batch`` does it by itself.
+
+        Gradients of a batch with several modes are masked as they arise: there is nothing left to do for it.
+
+        Raises:
+            ValueError: an unknown mode.
+        """
+        mode = self._resolve(mode)
+        if isinstance(mode, Tensor) or mode == "default":
+            return
+        for s in self.partition.forget:
+            if s.domain != mode:
                 _zero_gradient(s)
-            for name in self.frozen_joint:
-                grad = self.partition.model.get_parameter(name).grad
-                if grad is not None:
-                    grad.zero_()
-        elif mode == "retain":
-            for s in self.partition.forget:
-                _zero_gradient(s)
+        if mode != "retain":
+            self._zero_frozen()
 
     def blocks(self) -> list[Block]:
         """The parameters cut so that each part has one owner and one set of modes that may update it.
@@ -141,14 +168,13 @@ class SGTM:
         Order: the model's parameters; retain before forget within one.
         """
         cuts: dict[str, list[Block]] = {}
-        retain = [(s, False) for s in self.partition.retain]
-        for s, is_forget in retain + [(s, True) for s in self.partition.forget]:
+        for s in (*self.partition.retain, *self.partition.forget):
             part = None if s.is_whole else s
-            cuts.setdefault(s.name, []).append(Block(s.name, part, is_forget, self._updated_by(s, is_forget)))
-        everything = frozenset(MODES)
+            cuts.setdefault(s.name, []).append(Block(s.name, part, s.domain or "retain", self._updated_by(s)))
+        everything = frozenset(self.partition.modes)
         for name in self.partition.joint:
-            modes = everything - {"forget"} if name in self.frozen_joint else everything
-            cuts[name] = [Block(name, None, False, modes)]
+            modes = everything - set(self.partition.domains) if name in self.frozen_joint else everything
+            cuts[name] = [Block(name, None, "joint", modes)]
         return [block for name, _ in self.partition.model.named_parameters() for block in cuts[name]]
 
     def close(self) -> None:
@@ -157,24 +183,91 @@ class SGTM:
             hook.remove()
         self._hooks = []
 
-    def _updated_by(self, s: Slice, is_forget: bool) -> frozenset[str]:
-        if is_forget:
-            return frozenset({"default", "forget"})
+    def _updated_by(self, s: Slice) -> frozenset[str]:
+        if s.domain is not None:
+            return frozenset({"default", s.domain})
         reached = self.strategy.reaches(s.site, s.is_output_bias)
-        return frozenset(MODES) if reached else frozenset({"default", "retain"})
+        return frozenset(self.partition.modes) if reached else frozenset({"default", "retain"})
 
-    def _mask_units(self, split: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """In front of an output projection: x (..., features), of which ``split:`` are the forget units'."""
-        treatment = self.strategy.activations
-        if self.mode == "default" or (self.mode == "forget" and treatment == "keep"):
+    def _resolve(self, mode: Mode) -> str | Tensor:
+        """``mode`` as a name, or as codes (batch, 1 or seq) on the model's device."""
+        known = self.partition.modes
+        if isinstance(mode, Tensor):
+            return self._codes(mode)
+        names = (mode,) if isinstance(mode, str) else tuple(mode)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"mode={name!r} is none of {list(known)}")
+        if not names:
+            raise ValueError("mode=[] names no mode; give one for each example of the batch")
+        if isinstance(mode, str):
+            return mode
+        return torch.tensor([[known.index(name)] for name in names], device=self.partition.model.device)
+
+    def _codes(self, mode: Tensor) -> Tensor:
+        if mode is self.mode:  # a block that is told the model's
+            return mode
+        known = self.partition.modes
+        if mode.ndim not in (1, 2) or mode.is_floating_point() or mode.dtype == torch.bool or not mode.numel():
+            raise ValueError(
+                f"mode of shape {tuple(mode.shape)} and type {mode.dtype}: give codes of type torch.long, (batch,) or "
+                "(batch, seq)"
+            )
+        low, high = (int(bound) for bound in mode.aminmax())
+        if low < 0 or high >= len(known):
+            raise ValueError(
+                f"mode has the code {low if low < 0 else high}; the codes of {list(known)} are 0 to {len(known) - 1}"
+            )
+        return mode.to(self.partition.model.device).reshape(len(mode), -1)
+
+    @contextmanager
+    def _hold(self, mode: str | Tensor) -> Iterator[None]:
+        before, self.mode = self.mode, mode
+        apart = () if isinstance(mode, str) or isinstance(before, Tensor) else self._frozen_modules()
+        try:
+            with train_apart(apart, self._spared):
+                yield
+        finally:
+            self.mode = before
+
+    def _frozen_modules(self) -> list[Frozen]:
+        return frozen_modules(self.partition.model, self.frozen, self.frozen_joint)
+
+    def _spared(self) -> Tensor | None:
+        """Positions (batch, 1 or seq) that leave frozen parameters alone; None where one mode holds for all."""
+        return self.mode > _RETAIN if isinstance(self.mode, Tensor) else None
+
+    def _mask_units(self, spans: tuple[Span, ...], module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        """In front of an output projection: x (..., features), each span of which one owner's units have written."""
+        treatments = [self._treatment(span.domain) for span in spans]
+        if not any(treatments):
             return None
         x, *rest = args
-        retain, forget = x[..., :split], x[..., split:]
-        if self.mode == "retain":
-            forget = torch.zeros_like(forget)
-        else:
-            retain = retain.detach() if treatment == "detach" else torch.zeros_like(retain)
-        return torch.cat((retain, forget), -1), *rest
+        parts = [_treat(x[..., s.start : s.stop], t) for s, t in zip(spans, treatments, strict=True)]
+        return torch.cat(parts, -1), *rest
+
+    def _treatment(self, domain: str | None) -> "_Treatment | None":
+        """What becomes of the activations of ``domain``'s units (None: of retain units), and at which positions."""
+        if domain is None:
+            how = self.strategy.activations
+            if how == "keep" or self.mode in ("default", "retain"):
+                return None
+            return _Treatment(how, self._spared())
+        if domain in self._silenced or self.mode == "retain":
+            return _Treatment("zero", None)
+        if isinstance(self.mode, Tensor):
+            own = self.partition.modes.index(domain)
+            return _Treatment("zero", (self.mode != _DEFAULT) & (self.mode != own))
+        return None if self.mode in ("default", domain) else _Treatment("zero", None)
+
+    @torch.no_grad()
+    def _zero_frozen(self) -> None:
+        for s in self.frozen:
+            _zero_gradient(s)
+        for name in self.frozen_joint:
+            grad = self.partition.model.get_parameter(name).grad
+            if grad is not None:
+                grad.zero_()
 
     def _frozen_parameters(self) -> list[nn.Parameter]:
         by_name = {s.name: s.param for s in self.frozen}
@@ -187,13 +280,28 @@ class SGTM:
             p.grad = None
         return held
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, mode: Mode) -> None:
         trainable = [p for p in self._frozen_parameters() if p.requires_grad]
         if trainable and all(p.grad is None for p in trainable):
             raise RuntimeError(
-                "no gradient was computed inside sgtm.batch('forget'), so none could be masked; call "
-                "loss.backward() inside the block, or use sgtm.forward('forget') where nothing is trained"
+                f"no gradient was computed inside sgtm.batch({mode!r}), so none could be masked; call "
+                f"loss.backward() inside the block, or use sgtm.forward({mode!r}) where nothing is trained"
             )
+
+
+class _Treatment(NamedTuple):
+    how: str  # zero or detach
+    where: Tensor | None  # positions (batch, 1 or seq); None: everywhere
+
+
+def _treat(part: Tensor, treatment: _Treatment | None) -> Tensor:
+    """``part`` (..., features) of an activation."""
+    if treatment is None:
+        return part
+    if treatment.where is None:
+        return torch.zeros_like(part) if treatment.how == "zero" else part.detach()
+    where = over(treatment.where, part)
+    return part.masked_fill(where, 0.0) if treatment.how == "zero" else torch.where(where, part.detach(), part)
 
 
 def _named(strategy: str) -> Strategy:
@@ -202,9 +310,8 @@ def _named(strategy: str) -> Strategy:
     return STRATEGIES[strategy]
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is none of {list(MODES)}")
+def _shown(mode: str | Tensor) -> str:
+    return repr(mode) if isinstance(mode, str) else f"modes of shape {tuple(mode.shape)}"
 
 
 def _zero_gradient(s: Slice) -> None:

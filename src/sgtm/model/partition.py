@@ -1,4 +1,4 @@
-"""Every parameter is retain, forget or joint: a partition is a list of slices.
+"""Every parameter is retain, of a forget domain, or joint: a partition is a list of slices.
 
 A **unit** is an attention head or an MLP neuron. It owns rows of the input projections and columns of the output
 projection. Units can be permuted without changing the function of the model, so "the last k units of a layer" is the
@@ -6,9 +6,10 @@ general case: all slices are contiguous.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,11 +18,19 @@ from transformers import PreTrainedModel
 
 from sgtm.config import nearest
 from sgtm.model.architectures import Architecture, architecture_of
-from sgtm.model.split_linear import SplitLinearOut
+from sgtm.model.sublayers import Projection, Sublayer, layers_of, sublayers
 
 Site = Literal["attn.in", "attn.out", "mlp.in", "mlp.out"]
-Side = Literal["in", "out"]
 JOINT_GROUPS = ("embeddings", "norms", "final_norm", "head")
+_NO_DOMAINS = ("default", "retain", "joint")  # names with a meaning of their own
+
+
+@dataclass(frozen=True)
+class Units:
+    """How many units of each layer."""
+
+    heads: int = 0
+    neurons: int = 0
 
 
 class Slice(NamedTuple):
@@ -37,6 +46,7 @@ class Slice(NamedTuple):
     stop: int
     site: Site
     layer: int
+    domain: str | None  # None: retain
 
     @property
     def param(self) -> nn.Parameter:
@@ -60,26 +70,33 @@ class Slice(NamedTuple):
         return tensor.narrow(self.dim, self.start, self.stop - self.start)
 
 
+class Span(NamedTuple):
+    """Features ``start:stop`` in front of an output projection, which units of one ``domain`` write (None: retain)."""
+
+    domain: str | None
+    start: int
+    stop: int
+
+
 class Writer(NamedTuple):
-    """An output projection, and which of its input features forget units write: ``split:``."""
+    """An output projection, and who writes which features of its input, in order."""
 
     module: nn.Module
-    split: int
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
     """``retain`` and ``forget`` slices of ``model``; all other parameters are ``joint``.
 
-    The last ``heads`` attention heads and ``neurons`` MLP neurons of each layer in ``layers`` are forget units
-    (h_forget and d_forget of arXiv:2512.05648 section 3). The biases of output projections are added whether or not
-    a unit is there: they are retain.
+    The last attention heads and MLP neurons of each layer in ``layers`` are forget units (h_forget and d_forget of
+    arXiv:2512.05648 section 3), in one block for each of the ``domains``, in their order. The biases of output
+    projections are added whether or not a unit is there: they are retain.
     """
 
     model: PreTrainedModel
     architecture: Architecture
-    heads: int
-    neurons: int
+    domains: Mapping[str, Units]
     layers: tuple[int, ...]
     retain: tuple[Slice, ...]
     forget: tuple[Slice, ...]
@@ -87,38 +104,68 @@ class Partition:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, heads: int = 0, neurons: int = 0, layers: Sequence[int] | None = None
+        cls,
+        model: PreTrainedModel,
+        heads: int = 0,
+        neurons: int = 0,
+        layers: Sequence[int] | None = None,
+        domains: Mapping[str, Units] | None = None,
     ) -> "Partition":
         """Partition a supported Hugging Face decoder.
+
+        ::
+
+            Partition.of(model, heads=1, neurons=64)  # one domain, "forget"
+            Partition.of(model, domains={"biology": Units(heads=1, neurons=64), "cyber": Units(heads=1, neurons=32)})
 
         Args:
             model: a causal language model, or its base model.
             heads: forget heads of each layer; whole key/value groups where these are shared.
             neurons: forget neurons of each layer.
             layers: indices of the layers that have forget units; all by default.
+            domains: the units of each domain, where there are several (or one with a name).
 
         Raises:
-            ValueError: an unknown family, no forget units, more than there are, or a split key/value group.
+            ValueError: an unknown family, a domain without units, more units than there are, or a split key/value
+                group.
         """
+        if domains is not None and (heads or neurons):
+            raise ValueError("give domains={name: Units(...)}, or heads and neurons of the one domain, not both")
+        domains = {"forget": Units(heads, neurons)} if domains is None else dict(domains)
+        _check_domains(domains)
         architecture = architecture_of(model)
-        blocks = _layers(model, architecture)
+        for units, reason in (("heads", architecture.no_heads), ("neurons", architecture.no_neurons)):
+            if reason and any(getattr(u, units) for u in domains.values()):
+                raise ValueError(f"{model.config.model_type} cannot have forget {units}: {reason}; use {units}=0")
+        blocks = layers_of(model, architecture)
         chosen = tuple(range(len(blocks))) if layers is None else tuple(layers)
         _check_layers(chosen, len(blocks))
-        if heads == neurons == 0:
-            raise ValueError("heads=0 and neurons=0 leave no forget units; give at least one of them")
         names = {id(module): name for name, module in model.named_modules()}
-        retain: list[Slice] = []
-        forget: list[Slice] = []
+        slices: list[Slice] = []
         writers: list[Writer] = []
         for layer in chosen:
-            for sublayer in _sublayers(model, blocks[layer], architecture, heads, neurons):
-                for site, module, side, runs in sublayer.projections():
-                    where = (module, names[id(module)], side, site, layer)
-                    retain += _slices(*where, *runs[0])
-                    forget += _slices(*where, *runs[1])
-                retain += _output_bias(sublayer.out, names[id(sublayer.out)], sublayer.kind, layer)
-                writers.append(Writer(sublayer.out, sublayer.width * (sublayer.units - sublayer.forget)))
-        return cls(model, architecture, heads, neurons, chosen, tuple(retain), tuple(forget), tuple(writers))
+            for sublayer in sublayers(model, blocks[layer], architecture):
+                owners = _owners(sublayer, domains)
+                for projection in sublayer.projections:
+                    slices += _slices(projection, names[id(projection.module)], sublayer, owners, layer)
+                writers.append(Writer(sublayer.out.module, _spans(sublayer, owners)))
+        retain, forget = (tuple(s for s in slices if (s.domain is None) is kept) for kept in (True, False))
+        return cls(model, architecture, domains, chosen, retain, forget, tuple(writers))
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the modes; a mode's code is its index."""
+        return ("default", "retain", *self.domains)
+
+    @property
+    def heads(self) -> int:
+        """Forget heads of a layer, of all domains."""
+        return sum(units.heads for units in self.domains.values())
+
+    @property
+    def neurons(self) -> int:
+        """Forget neurons of a layer, of all domains."""
+        return sum(units.neurons for units in self.domains.values())
 
     @property
     def joint(self) -> dict[str, nn.Parameter]:
@@ -141,8 +188,9 @@ class Partition:
         for name in names:
             globs = self._globs(name)
             found = [j for j in joint if any(fnmatchcase(j, g) or fnmatchcase(j, f"*.{g}") for g in globs)]
-            # A tied head is the embedding: asking for it as well is no mistake, asking for nothing else is.
-            if not found and (name != "head" or set(names) == {"head"}):
+            # A tied head is the embedding: asking for it as well is no mistake, asking for nothing else is. Some
+            # families' norms have no parameters.
+            if not found and name not in ("norms", "final_norm") and (name != "head" or set(names) == {"head"}):
                 hint = nearest(name, (*JOINT_GROUPS, *joint))
                 hint = "; a tied head is the embedding: use 'embeddings'" if name == "head" else hint
                 raise ValueError(
@@ -162,18 +210,42 @@ class Partition:
         }
         return groups.get(name, (name,))
 
+    def select_domains(self, names: Iterable[str]) -> tuple[str, ...]:
+        """``names`` in the partition's order; all domains if there is none.
+
+        Raises:
+            ValueError: a name that is no domain.
+        """
+        wanted = tuple(names) or tuple(self.domains)
+        for name in wanted:
+            if name not in self.domains:
+                raise ValueError(
+                    f"{name!r} is no domain{nearest(name, self.domains)} (domains: {', '.join(self.domains)})"
+                )
+        return tuple(d for d in self.domains if d in wanted)
+
+    def forget_of(self, *domains: str) -> tuple[Slice, ...]:
+        """The forget slices of ``domains``; of all, if none is named."""
+        chosen = self.select_domains(domains)
+        return tuple(s for s in self.forget if s.domain in chosen)
+
     @torch.no_grad()
-    def ablate(self, reinit: bool = False, generator: torch.Generator | None = None) -> None:
+    def ablate(self, *domains: str, reinit: bool = False, generator: torch.Generator | None = None) -> None:
         """Remove what the forget units know: theta_forget := 0.
 
         Args:
+            domains: whose units; those of all domains by default.
             reinit: with zeros on both sides a unit gets no gradient and never learns again. ``True`` draws its input
                 side anew from N(0, initializer_range) (biases stay zero): the function is the ablated one all the
                 same, as the output side is zero, but the unit can learn (a fairer start for relearning attacks).
             generator: random numbers for ``reinit``.
+
+        Raises:
+            ValueError: a name that is no domain.
         """
-        std = self.model.config.initializer_range
-        for s in self.forget:
+        config = self.model.config
+        std: float = getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02)
+        for s in self.forget_of(*domains):
             part = s.of(s.param)
             if reinit and s.site.endswith(".in") and s.param.ndim == 2:
                 part.normal_(0.0, std, generator=generator)
@@ -181,33 +253,35 @@ class Partition:
                 part.zero_()
 
     def num_parameters(self) -> dict[str, int]:
-        """Parameters by owner: ``{"retain": ..., "forget": ..., "joint": ...}``; they add up to the model's."""
-        retain, forget = (sum(s.numel for s in side) for side in (self.retain, self.forget))
-        return {"retain": retain, "forget": forget, "joint": sum(p.numel() for p in self.joint.values())}
+        """Parameters by owner: ``retain``, each domain (``forget``), ``joint``; they add up to the model's."""
+        counts = dict.fromkeys(("retain", *self.domains), 0)
+        for s in (*self.retain, *self.forget):
+            counts[s.domain or "retain"] += s.numel
+        return counts | {"joint": sum(p.numel() for p in self.joint.values())}
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("", "retain", "forget", "joint")]
-        retain, forget = (_count(side) for side in (self.retain, self.forget))
+        rows: list[tuple[str, ...]] = [("", "retain", *self.domains, "joint")]
+        counts = Counter[tuple[int, str]]()
+        for s in (*self.retain, *self.forget):
+            counts[s.layer, s.domain or "retain"] += s.numel
         joint = self._joint_of_layers()
+        owners = rows[0][1:-1]
         for layer in sorted(joint.keys() - {-1}):
-            rows.append((f"layer {layer}", f"{retain[layer]:,}", f"{forget[layer]:,}", f"{joint[layer]:,}"))
-        rows.append(("embeddings, head", "0", "0", f"{joint[-1]:,}"))
+            rows.append((f"layer {layer}", *(f"{counts[layer, o]:,}" for o in owners), f"{joint[layer]:,}"))
+        rows.append(("embeddings, head", *("0" for _ in owners), f"{joint[-1]:,}"))
         rows.append(("total", *(f"{n:,}" for n in self.num_parameters().values())))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join((r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:]))) for r in rows]
-        head = f"Partition of {type(self.model).__name__}: {self.heads} heads, {self.neurons} neurons a layer to forget"
-        return "\n".join((head, *lines))
+        units = "; ".join(f"{name}: {u.heads} heads, {u.neurons} neurons a layer" for name, u in self.domains.items())
+        return "\n".join((f"Partition of {type(self.model).__name__}: {units}", *lines))
 
     def __repr__(self) -> str:
-        layers = "all" if len(self.layers) == len(_layers(self.model, self.architecture)) else list(self.layers)
-        return (
-            f"Partition({type(self.model).__name__}, heads={self.heads}, neurons={self.neurons}, layers={layers}, "
-            f"{self.num_parameters()})"
-        )
+        layers = "all" if len(self.layers) == len(layers_of(self.model, self.architecture)) else list(self.layers)
+        return f"Partition({type(self.model).__name__}, {dict(self.domains)}, layers={layers}, {self.num_parameters()})"
 
     def _joint_of_layers(self) -> Counter[int]:
         """Joint parameters of each layer; -1 for those outside the layers."""
-        layers = _layers(self.model, self.architecture)
+        layers = layers_of(self.model, self.architecture)
         layer_of = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
         counts = Counter(dict.fromkeys(range(len(layers)), 0))
         counts[-1] = 0
@@ -216,54 +290,57 @@ class Partition:
         return counts
 
 
-def _layers(model: PreTrainedModel, architecture: Architecture) -> nn.ModuleList:
-    layers: nn.ModuleList = model.base_model.get_submodule(architecture.layers)  # type: ignore[assignment]
-    return layers
+_Owners = list[tuple[str | None, int, int]]  # (domain or None, first unit, last unit + 1), in order
 
 
-class _Sublayer(NamedTuple):
-    """One attention or MLP: ``units`` units of ``width`` features each, the last ``forget`` of them to forget."""
-
-    kind: Literal["attn", "mlp"]
-    ins: list[nn.Module]
-    out: nn.Module
-    units: int
-    forget: int
-    width: int
-
-    def projections(self) -> Iterator[tuple[Site, nn.Module, Side, tuple[tuple[int, int], tuple[int, int]]]]:
-        """Each projection with its site, the side on which the units lie, and (retain, forget) runs of features."""
-        for module in self.ins:
-            features = _features(module, "out")
-            units = features // self.width  # fewer than ``self.units`` where key/value heads are shared
-            if self.forget * units % self.units:
-                group = self.units // units
-                remedy = f"a multiple of {group}" if units > 1 else "heads=0, as all heads share one group"
-                raise ValueError(f"heads={self.forget} splits a key/value group of {group} heads; use {remedy}")
-            split = self.width * (units - self.forget * units // self.units)
-            yield f"{self.kind}.in", module, "out", ((0, split), (split, features))  # type: ignore[misc]
-        features = _features(self.out, "in")
-        split = self.width * (self.units - self.forget)
-        yield f"{self.kind}.out", self.out, "in", ((0, split), (split, features))  # type: ignore[misc]
+def _owners(sublayer: Sublayer, domains: Mapping[str, Units]) -> _Owners:
+    """Who owns which units of the sublayer: retain first, then the domains."""
+    name = "heads" if sublayer.kind == "attn" else "neurons"
+    forget = {domain: getattr(units, name) for domain, units in domains.items()}
+    total = sum(forget.values())
+    if not 0 <= total < sublayer.units or min(forget.values()) < 0:
+        raise ValueError(
+            f"{name}={total} of {sublayer.units}: a layer has {sublayer.units} {name}; use 0 to {sublayer.units - 1}"
+            f"{' in all' if len(domains) > 1 else ''}, so that some are retained"
+        )
+    for count in forget.values():
+        if count % sublayer.group:
+            remedy = "heads=0, as all heads share one group"
+            if sublayer.group < sublayer.units:
+                remedy = f"a multiple of {sublayer.group}"
+            raise ValueError(f"heads={count} splits a key/value group of {sublayer.group} heads; use {remedy}")
+    bounds = (0, *accumulate(forget.values(), initial=sublayer.units - total))
+    return [
+        (owner, low, high) for owner, (low, high) in zip((None, *forget), pairwise(bounds), strict=True) if low < high
+    ]
 
 
-def _sublayers(
-    model: PreTrainedModel, block: nn.Module, architecture: Architecture, heads: int, neurons: int
-) -> Iterator[_Sublayer]:
-    for kind, ins, out, units, forget in (
-        ("attn", architecture.attn_in, architecture.attn_out, model.config.num_attention_heads, heads),
-        ("mlp", architecture.mlp_in, architecture.mlp_out, None, neurons),
-    ):
-        writer = block.get_submodule(out)
-        features = _features(writer, "in")
-        units = features if units is None else units
-        if not 0 <= forget < units:
-            name = "heads" if kind == "attn" else "neurons"
+def _spans(sublayer: Sublayer, owners: _Owners) -> tuple[Span, ...]:
+    return tuple(Span(owner, sublayer.width * low, sublayer.width * high) for owner, low, high in owners)
+
+
+def _slices(projection: Projection, path: str, sublayer: Sublayer, owners: _Owners, layer: int) -> Iterator[Slice]:
+    site: Site = f"{sublayer.kind}.{projection.site}"  # type: ignore[assignment]
+    for owner, low, high in owners:
+        for start, stop in projection.features(low, high, sublayer.units):
+            for name, dim, first, last in projection.elements(start, stop):
+                yield Slice(projection.module, f"{path}.{name}", dim, first, last, site, layer, owner)
+    if projection.site == "out" and projection.module.bias is not None:
+        size: int = len(projection.module.bias)  # type: ignore[arg-type]
+        yield Slice(projection.module, f"{path}.bias", 0, 0, size, site, layer, None)
+
+
+def _check_domains(domains: Mapping[str, Units]) -> None:
+    if not domains:
+        raise ValueError("domains={} leaves no forget units; name at least one domain and its Units")
+    for name, units in domains.items():
+        if name in _NO_DOMAINS or not name.isidentifier():
             raise ValueError(
-                f"{name}={forget} of {units}: a layer has {units} {name}; use 0 to {units - 1}, so that some are "
-                "retained"
+                f"{name!r} cannot name a domain; use a word of letters, digits and _ other than "
+                f"{', '.join(_NO_DOMAINS)}"
             )
-        yield _Sublayer(kind, [block.get_submodule(p) for p in ins], writer, units, forget, features // units)  # type: ignore[arg-type]
+        if units.heads == units.neurons == 0:
+            raise ValueError(f"heads=0 and neurons=0 leave no forget units ({name}); give at least one of them")
 
 
 def _check_layers(layers: tuple[int, ...], num_layers: int) -> None:
@@ -273,45 +350,3 @@ def _check_layers(layers: tuple[int, ...], num_layers: int) -> None:
             f"layers={list(layers)} of a model with {num_layers} layers; use different indices from 0 to "
             f"{num_layers - 1}"
         )
-
-
-def _parts(module: nn.Module, side: Side) -> Iterator[tuple[str, int, int]]:
-    """(parameter, dimension, first feature) of the parameters that hold the module's ``side`` features in order."""
-    if isinstance(module, SplitLinearOut) and side == "out":
-        yield "weight_retain", 0, 0
-        yield "weight_forget", 0, module.retain_features
-        if module.bias_retain is not None:
-            yield "bias_retain", 0, 0
-            yield "bias_forget", 0, module.retain_features
-        return
-    yield "weight", int(side == "in"), 0
-    if side == "out" and module.bias is not None:
-        yield "bias", 0, 0
-
-
-def _features(module: nn.Module, side: Side) -> int:
-    if isinstance(module, SplitLinearOut):
-        return module.out_features if side == "out" else module.in_features
-    weight: Tensor = module.get_parameter("weight")
-    return weight.shape[int(side == "in")]
-
-
-def _slices(module: nn.Module, path: str, side: Side, site: Site, layer: int, start: int, stop: int) -> Iterator[Slice]:
-    """Slices that hold features ``start:stop`` of the module's ``side``."""
-    for name, dim, first in _parts(module, side):
-        size = module.get_parameter(name).shape[dim]
-        low, high = max(start - first, 0), min(stop - first, size)
-        if low < high:
-            yield Slice(module, f"{path}.{name}", dim, low, high, site, layer)
-
-
-def _output_bias(out: nn.Module, path: str, kind: str, layer: int) -> Iterator[Slice]:
-    if out.bias is not None:
-        yield Slice(out, f"{path}.bias", 0, 0, len(out.bias), f"{kind}.out", layer)  # type: ignore[arg-type]
-
-
-def _count(slices: tuple[Slice, ...]) -> Counter[int]:
-    counts: Counter[int] = Counter()
-    for s in slices:
-        counts[s.layer] += s.numel
-    return counts

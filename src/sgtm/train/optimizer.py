@@ -1,14 +1,15 @@
 """The optimizer's own view of a partitioned model: one parameter for each part that is updated as one.
 
 A zero gradient is no frozen weight: AdamW's momentum and weight decay go on moving it. Here the optimizer is given
-*views* of the weights' storage, one for retain and one for forget units; a view without gradient is skipped, bit for
-bit, its optimizer state included. It is also what gives forget units a learning rate of their own.
+*views* of the weights' storage, one for each owner's part; a view without gradient is skipped, bit for bit, its
+optimizer state included. It is also what gives forget units a learning rate, a state and a step count of their own.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sgtm.model.masking import SGTM, Block
 
@@ -16,37 +17,56 @@ from sgtm.model.masking import SGTM, Block
 class _Part(NamedTuple):
     block: Block
     weight: nn.Parameter
-    param: nn.Parameter  # what the optimizer holds: the weight itself, or a view of it
+    param: nn.Parameter  # what the optimizer holds: the weight itself, a view of it, or a contiguous copy
+    is_copy: bool
 
 
 class BlockParameters:
     """Parameters for an optimizer, and their gradients.
 
-    The optimizer must not be a fused one: torch's fused AdamW writes to wrong elements of non-contiguous views.
+    Args:
+        contiguous: hold parts that do not lie contiguously in memory (columns) as copies, which are read before and
+            written back after each step. Kernels on raw pointers need it: torch's fused AdamW writes to wrong
+            elements of a view with strides.
     """
 
-    def __init__(self, sgtm: SGTM) -> None:
-        self.parts = [_part(block, sgtm.partition.model.get_parameter(block.name)) for block in sgtm.blocks()]
+    def __init__(self, sgtm: SGTM, contiguous: bool = False) -> None:
+        model = sgtm.partition.model
+        self.parts = [_part(block, model.get_parameter(block.name), contiguous) for block in sgtm.blocks()]
 
     def groups(
-        self, learning_rate: float, weight_decay: float, decayed: Collection[str], forget_lr_scale: float = 1.0
+        self,
+        learning_rate: float,
+        weight_decay: float,
+        decayed: Collection[str],
+        forget_lr_scale: float = 1.0,
+        by_owner: bool = False,
     ) -> list[dict[str, Any]]:
         """Parameter groups: retain and joint, then forget; each with and without weight decay.
 
         Args:
             decayed: names of the parameters that weight decay applies to.
+            by_owner: a group for each owner instead: joint, retain, and each domain.
         """
+        owners: dict[str, list[_Part]] = {}
+        for part in self.parts:
+            is_forget = part.block.owner not in ("joint", "retain")
+            owners.setdefault(part.block.owner if by_owner else "forget" if is_forget else "retain", []).append(part)
         return [
             {
-                "params": [
-                    p.param for p in self.parts if p.block.is_forget is forget and (p.block.name in decayed) is decay
-                ],
-                "lr": learning_rate * (forget_lr_scale if forget else 1.0),
+                "params": [p.param for p in parts if (p.block.name in decayed) is decay],
+                "lr": learning_rate * (1.0 if owner in ("joint", "retain") else forget_lr_scale),
                 "weight_decay": weight_decay if decay else 0.0,
+                "owner": owner,
             }
-            for forget in (False, True)
+            for owner, parts in sorted(owners.items(), key=lambda item: item[0] not in ("joint", "retain"))
             for decay in (True, False)
         ]
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep copies and weights equal around every step, and clear the parts' gradients after it."""
+        optimizer.register_step_pre_hook(lambda *_: self._read())
+        optimizer.register_step_post_hook(lambda *_: self._write())
 
     def set_gradients(self, modes: Iterable[str] | None = None) -> None:
         """Give each part its share of its weight's gradient, ready for ``optimizer.step()``.
@@ -62,17 +82,41 @@ class BlockParameters:
                 if not updated:
                     part.weight.grad = None
                 continue
-            if part.param.untyped_storage().data_ptr() != part.weight.untyped_storage().data_ptr():
-                # Moving or wrapping a model gives its weights new storage.
-                part.param.data = part.block.slice.of(part.weight.detach())
+            if not part.is_copy and _storage(part.param) != _storage(part.weight):
+                part.param.data = part.block.slice.of(part.weight.detach())  # moving a model gives it new storage
             part.param.grad = part.block.slice.of(part.weight.grad) if updated else None  # type: ignore[arg-type]
 
-    def clear_gradients(self) -> None:
+    def gradients_by_owner(self) -> Iterator[tuple[str, list[Tensor]]]:
+        """(owner, gradients of its parts), for owners that have any."""
+        found: dict[str, list[Tensor]] = {}
         for part in self.parts:
+            if part.param.grad is not None:
+                found.setdefault(part.block.owner, []).append(part.param.grad)
+        yield from found.items()
+
+    @torch.no_grad()
+    def _read(self) -> None:
+        for part in self.parts:
+            if part.is_copy and part.param.grad is not None:
+                part.param.copy_(part.block.slice.of(part.weight))  # type: ignore[union-attr]
+                part.param.grad = part.param.grad.contiguous()  # after clipping, which changes the weight's gradient
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        for part in self.parts:
+            if part.is_copy and part.param.grad is not None:
+                part.block.slice.of(part.weight).copy_(part.param)  # type: ignore[union-attr]
             part.param.grad = None
 
 
-def _part(block: Block, weight: nn.Parameter) -> _Part:
+def _storage(p: Tensor) -> int:
+    return p.untyped_storage().data_ptr()
+
+
+def _part(block: Block, weight: nn.Parameter, contiguous: bool) -> _Part:
     if block.slice is None:
-        return _Part(block, weight, weight)
-    return _Part(block, weight, nn.Parameter(block.slice.of(weight.detach()), requires_grad=weight.requires_grad))
+        return _Part(block, weight, weight, is_copy=False)
+    part = block.slice.of(weight.detach())
+    is_copy = contiguous and not part.is_contiguous()
+    param = nn.Parameter(part.contiguous() if is_copy else part, requires_grad=weight.requires_grad)
+    return _Part(block, weight, param, is_copy)

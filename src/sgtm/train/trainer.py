@@ -8,38 +8,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from sgtm.config import MODES, ConfigError, Mode
+from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import Rows, collate
 from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
 
-# A step runs its forget examples first: nothing has to be set aside then, and under DDP the part that synchronises
-# the gradients is never one that has still to be masked.
-_ORDER: tuple[Mode, ...] = ("forget", "retain", "default")
-# Written in torch operations, which know strides; kernels on raw pointers write to wrong elements of a view.
-_OPTIMIZERS_OF_VIEWS = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
+Update = Literal["gradient", "strict", "per_block"]
+# Written in torch operations, which know strides; all others get contiguous parts.
+_KNOW_STRIDES = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
+# They choose their own parameters, step during the backward pass, or rebuild a model's gradients.
+_NOT_BY_PARTS = ("galore", "apollo", "lomo", "adalomo")
 
 
 class SGTMTrainer(Trainer):
-    """A Trainer whose batches may mix modes: ``mode`` (batch,), indices into ``sgtm.config.MODES``.
+    """A Trainer whose batches may mix modes: ``mode``, codes (indices into ``sgtm.partition.modes``).
 
-    Every example is trained exactly as ``SGTM.batch(mode)`` would train it; the loss is the mean over the tokens of
-    the whole optimizer step.
+    ``mode`` (batch,) is one for each example: each is trained exactly as ``SGTM.batch(mode)`` would train it. ``mode``
+    (batch, seq) is one for each position, all in one pass (see ``sgtm.model.positions``). The loss is the mean over
+    the tokens of the whole optimizer step.
 
     Args:
         sgtm: the masking of ``model``; None trains everything in default mode.
         update: ``gradient`` zeroes masked gradients, and AdamW may still move masked weights by momentum and decay;
-            ``strict`` leaves alone, bit for bit, what no example of a step may update.
+            ``strict`` leaves alone, bit for bit, what no example of a step may update; ``per_block`` does so too, and
+            makes each block (joint, retain, each domain) an optimizer group of its own, whose gradient is clipped by
+            its own norm.
         forget_lr_scale: learning rate of the forget units, as a multiple of ``args.learning_rate``.
         sampler: order of the training rows; by default modes are mixed within every step.
         (all other arguments): as in ``transformers.Trainer``.
 
     Raises:
-        ConfigError: settings that cannot be exact (sharded parameters, a loss that is not summed over tokens).
+        ConfigError: settings that cannot be exact (sharded parameters, a loss that is not summed over tokens, an
+            optimizer that does not take parameters by parts).
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class SGTMTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         sgtm: SGTM | None = None,
-        update: Literal["gradient", "strict"] = "gradient",
+        update: Update = "gradient",
         forget_lr_scale: float = 1.0,
         sampler: Sampler[Any] | None = None,
         **kwargs: Any,
@@ -55,6 +59,7 @@ class SGTMTrainer(Trainer):
         self.sgtm, self.update, self.forget_lr_scale, self.sampler = sgtm, update, forget_lr_scale, sampler
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
+        self._block_norm = torch.zeros(())
         args.remove_unused_columns = False  # "mode" is no argument of the model
         args.dataloader_drop_last = True
         kwargs.setdefault("data_collator", collate)
@@ -68,6 +73,11 @@ class SGTMTrainer(Trainer):
             self._check(model, sgtm)
         self.add_callback(_SetEpoch(self))
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the modes; the data's codes are indices into them."""
+        return MODES if self.sgtm is None else self.sgtm.partition.modes
+
     def _check(self, model: nn.Module, sgtm: SGTM) -> None:
         if sgtm.partition.model is not model:
             raise ConfigError("sgtm belongs to another model; make it with SGTM(Partition.of(model, ...))")
@@ -78,35 +88,52 @@ class SGTMTrainer(Trainer):
                 f"{type(model).__name__}.forward takes no num_items_in_batch, so parts of a batch cannot be weighted "
                 "by their tokens; use a causal language model of transformers >= 5.15"
             )
+        if self._by_parts and self.optimizer is not None:
+            raise ConfigError(
+                f"update={self.update} and forget_lr_scale={self.forget_lr_scale} need an optimizer made of the "
+                "model's parts; name it in args.optim or optimizer_cls_and_kwargs instead of giving one"
+            )
+        if self.update == "per_block" and self.args.fp16:
+            raise ConfigError("update=per_block clips gradients before fp16's scale is taken off; use bf16 or fp32")
+
+    @property
+    def _by_parts(self) -> bool:
+        """Whether the optimizer is given the parameters' parts instead of whole ones."""
+        return self.update != "gradient" or self.forget_lr_scale != 1.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         if self.sampler is None and self.sgtm is not None:
             step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset: Any = self.train_dataset if train_dataset is None else train_dataset
             modes = dataset.modes if isinstance(dataset, Rows) else [row["mode"] for row in dataset]
-            self.sampler = ModeSampler(np.asarray(modes, np.int8), step_size, seed=self.args.seed)
+            self.sampler = ModeSampler(_of_examples(modes), step_size, seed=self.args.seed)
         return self.sampler or super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.sgtm is None or (self.update == "gradient" and self.forget_lr_scale == 1.0) or self.optimizer:
+        if self.sgtm is None or not self._by_parts or self.optimizer:
             return super().create_optimizer(model)
-        name = OptimizerNames(self.args.optim).value
-        if name not in _OPTIMIZERS_OF_VIEWS:
-            raise ConfigError(
-                f"optim={name} is not known to be exact on the views that update=strict and "
-                f"forget_lr_scale need; use one of {sorted(_OPTIMIZERS_OF_VIEWS)}"
-            )
-        self.blocks = BlockParameters(self.sgtm)
         masked = self.sgtm.partition.model
+        known = self.optimizer_cls_and_kwargs is None and self.args.optim in _KNOW_STRIDES
+        optimizer_class, kwargs = self._optimizer(masked)
+        self.blocks = blocks = BlockParameters(self.sgtm, contiguous=not known)
         decayed = self.get_decay_parameter_names(masked)
-        groups = self.blocks.groups(self.args.learning_rate, self.args.weight_decay, decayed, self.forget_lr_scale)
-        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, masked)
-        if kwargs.pop("fused", False):
-            kwargs["foreach"] = None  # torch's choice
-        self.optimizer = optimizer_class(groups, **kwargs)
-        blocks = self.blocks
-        self.optimizer.register_step_post_hook(lambda *_: blocks.clear_gradients())
+        rates = (self.args.learning_rate, self.args.weight_decay)
+        groups = blocks.groups(*rates, decayed, self.forget_lr_scale, by_owner=self.update == "per_block")
+        self.optimizer = optimizer_class([g for g in groups if g["params"]], **kwargs)
+        blocks.attach(self.optimizer)
         return self.optimizer
+
+    def _optimizer(self, model: PreTrainedModel) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        if self.optimizer_cls_and_kwargs is not None:
+            return self.optimizer_cls_and_kwargs
+        name = OptimizerNames(self.args.optim).value
+        if name.startswith(_NOT_BY_PARTS):
+            raise ConfigError(
+                f"optim={name} chooses parameters or steps by itself, so update={self.update} and forget_lr_scale "
+                "cannot be exact with it; use adamw_torch, adamw_torch_fused, adafactor, sgd, lion_32bit, ..."
+            )
+        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+        return optimizer_class, dict(kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -114,32 +141,71 @@ class SGTMTrainer(Trainer):
         mode = inputs.pop("mode", None)
         self._count_tokens(num_items_in_batch)
         if self.sgtm is None:
-            if mode is not None and bool((mode != MODES.index("default")).any()):
+            if mode is not None and bool(mode.any()):
                 raise ConfigError("the data has modes but the trainer has no sgtm; give SGTMTrainer(sgtm=...)")
             return super().training_step(model, inputs, num_items_in_batch)
+        if mode is None:
+            raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
+        if mode.ndim > 1:
+            loss = self._train_positions(model, inputs, mode, num_items_in_batch)
+        else:
+            loss = self._train_examples(model, inputs, mode, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._finish_gradients()
+        return loss
+
+    def _train_positions(
+        self, model: nn.Module, inputs: dict[str, Any], mode: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """One pass over a batch in which each position has a mode."""
+        assert self.sgtm is not None
+        self._step_modes.update(self.modes[code] for code in mode.unique().tolist())
+        with self.sgtm.batch(mode):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _train_examples(
+        self, model: nn.Module, inputs: dict[str, Any], mode: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """A pass for each mode of the batch."""
+        assert self.sgtm is not None
         loss = torch.zeros((), device=self.args.device)
         parts = list(self._parts(inputs, mode))
         self._step_modes.update(name for name, _ in parts)
-        if self.args.world_size > 1 and parts[-1][0] == "forget":
+        if self.args.world_size > 1 and parts[-1][0] in self.sgtm.partition.domains:
             parts.append(("default", _nothing(inputs)))  # other processes wait for this one's gradients
         for i, (name, part) in enumerate(parts):
             synchronise = nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(model)
             with synchronise, self.sgtm.batch(name):
                 loss += super().training_step(model, part, num_items_in_batch)
-        if self.blocks is not None and self.accelerator.sync_gradients:
-            self.blocks.set_gradients(self._modes_of_step() if self.update == "strict" else None)
-        if self.accelerator.sync_gradients:
-            self._step_modes = set()
         return loss
 
-    def _parts(self, inputs: dict[str, Any], mode: Tensor | None) -> Iterator[tuple[Mode, dict[str, Any]]]:
-        """The batch cut by mode, in an order that needs no gradient to be set aside."""
-        if mode is None:
-            raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.config.MODES")
-        present = [name for name in _ORDER if bool((mode == MODES.index(name)).any())]
-        for name in present:
-            chosen = mode == MODES.index(name)
-            yield name, {key: value[chosen] for key, value in inputs.items()}
+    def _parts(self, inputs: dict[str, Any], mode: Tensor) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The batch cut by mode.
+
+        Forget examples come first: then no gradient has to be set aside, and under DDP the part that synchronises
+        the gradients is never one that has still to be masked.
+        """
+        default, retain, *domains = range(len(self.modes))
+        if int(mode.min()) < 0 or int(mode.max()) > max(domains):
+            raise ConfigError(f"mode has codes from {int(mode.min())} to {int(mode.max())}; known are {self.modes}")
+        for code in (*domains, retain, default):
+            chosen = mode == code
+            if bool(chosen.any()):
+                yield self.modes[code], {key: value[chosen] for key, value in inputs.items()}
+
+    def _finish_gradients(self) -> None:
+        """Hand the step's gradients over to the optimizer."""
+        if self.blocks is not None:
+            self.blocks.set_gradients(None if self.update == "gradient" else self._modes_of_step())
+        if self.update == "per_block" and self.blocks is not None:
+            norms = [_clip(gradients, self.args.max_grad_norm) for _, gradients in self.blocks.gradients_by_owner()]
+            self._block_norm = torch.stack(norms).norm()
+        self._step_modes = set()
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.update == "per_block" and self.blocks is not None:
+            return self._block_norm  # clipped already, each block by itself
+        return super()._clip_grad_norm(model)
 
     def _count_tokens(self, num_items_in_batch: Tensor | int | None) -> None:
         """Predicted tokens of the whole optimizer step, on all processes, counted once."""
@@ -148,10 +214,24 @@ class SGTMTrainer(Trainer):
 
     def _modes_of_step(self) -> set[str]:
         """The modes of this optimizer step on all processes."""
-        here = torch.tensor([name in self._step_modes for name in MODES], device=self.args.device)
+        here = torch.tensor([name in self._step_modes for name in self.modes], device=self.args.device)
         if self.args.world_size > 1:
             here = self.accelerator.reduce(here.int(), "sum").bool()
-        return {name for name, present in zip(MODES, here.tolist(), strict=True) if present}
+        return {name for name, present in zip(self.modes, here.tolist(), strict=True) if present}
+
+
+def _clip(gradients: list[Tensor], max_norm: float | None) -> Tensor:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm:
+        for grad in gradients:
+            grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _of_examples(modes: Any) -> Any:
+    """(rows,) mode codes; the mode that most of a row's positions have, where each has one."""
+    flat = [m if np.ndim(m) == 0 else np.bincount(m).argmax() for m in modes]
+    return np.asarray(flat, np.int8)
 
 
 def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:

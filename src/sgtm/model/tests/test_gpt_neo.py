@@ -391,7 +391,7 @@ def test_mode_on_a_stock_model_is_refused():
     config = GPTNeoConfig(**SIZES, **ATTENTION, **FIELDS)  # as the paper's code carried its fields
     model = AutoModelForCausalLM.from_config(config)
     for stock in (model, model.transformer):
-        with pytest.raises(TypeError, match="it is the stock model, in which nothing is masked"):
+        with pytest.raises(TypeError, match="it is the stock model: hold the mode"):
             stock(batch()["input_ids"], sgtm_mode="forget")
     assert model(**batch()).loss.isfinite()
 

@@ -107,7 +107,7 @@ def test_table_adds_up(family: Family) -> None:
 
 
 def test_repr_is_short_and_says_what_is_forgotten() -> None:
-    assert "heads=1, neurons=3, layers=all, {'retain'" in repr(partition_of("llama"))
+    assert "Units(heads=1, neurons=3)}, layers=all, {'retain'" in repr(partition_of("llama"))
     assert "layers=[2, 0]" in repr(partition_of("gpt_neo_layers"))
 
 

@@ -24,7 +24,6 @@ def run(model, sgtm, optimizer, blocks, mode, steps, strict, first=0):
             forget_loss(model, i).backward()
         blocks.set_gradients({mode} if strict else None)
         optimizer.step()
-        blocks.clear_gradients()
         model.zero_grad()
 
 

@@ -140,7 +140,7 @@ def test_plain_rows_with_a_mode_will_do(make_trainer, rows):
 
 
 def test_an_optimizer_that_cannot_take_views_is_refused(make_trainer):
-    with pytest.raises(ConfigError, match="optim=lomo is not known to be exact"):
+    with pytest.raises(ConfigError, match="optim=lomo chooses parameters or steps by itself"):
         make_trainer(optim="lomo", trainer_update="strict").train()
 
 

@@ -1,0 +1,203 @@
+"""Every position of a batch in its own mode, in one forward and one backward pass.
+
+``mode[i, t]`` is the mode of position t of example i: the position that reads token t and predicts token t + 1. Each
+module of a decoder but attention computes a position from that position alone, so what a mode means carries over as it
+stands, position by position:
+
+- activations: units that the mode silences (or detaches) are silent (detached) *at that position*;
+- gradients: what is computed at that position with a parameter that the mode may not change counts as computed with a
+  constant, ``where(mask, W, W.detach())``. All else is trained. The gradient with respect to activations is whole.
+
+Attention lets positions read each other, whatever their modes: a later retain position reads the key and value of an
+earlier forget position, and each was computed as its own position's mode says. So the loss of a retain position that
+flows back to a forget position changes forget parameters there and no frozen one; and the loss of a forget position
+that flows back to earlier retain positions changes, *there*, what a retain position may change. Where examples, or
+packed documents that do not attend to each other, have one mode each, nothing flows across, and the gradient is the
+sum of what batches of one mode each would give.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from sgtm.model.split_linear import SplitLinearOut
+
+Forward = Callable[..., Any]
+Spared = Callable[[], "Tensor | None"]
+_LINEAR = {nn.Linear.forward, Conv1D.forward, SplitLinearOut.forward}
+
+
+class Frozen(NamedTuple):
+    """A module, and the parts of its parameters that forget positions leave alone: name -> (dim, start, stop)."""
+
+    module: nn.Module
+    parts: dict[str, list[tuple[int, int, int]]]
+
+
+def frozen_modules(model: nn.Module, slices: Sequence[Any], joint: Sequence[str]) -> list[Frozen]:
+    """The modules that hold ``slices`` (of ``Partition.retain``) or the parameters named ``joint``; tied ones all."""
+    found: dict[int, Frozen] = {}
+
+    def add(module: nn.Module, name: str, part: tuple[int, int, int]) -> None:
+        found.setdefault(id(module), Frozen(module, {})).parts.setdefault(name, []).append(part)
+
+    for s in slices:
+        add(s.module, s.name.rpartition(".")[2], (s.dim, s.start, s.stop))
+    whole = {id(model.get_parameter(name)) for name in joint}
+    for module in model.modules() if whole else ():
+        for name, p in module.named_parameters(recurse=False):
+            if id(p) in whole:
+                add(module, name, (0, 0, len(p)))
+    return list(found.values())
+
+
+@contextmanager
+def train_apart(frozen: Sequence[Frozen], spared: Spared) -> Iterator[None]:
+    """Meanwhile the modules' frozen parts are constants at the positions that ``spared()`` (batch, 1 or seq) names."""
+    with ExitStack() as stack:
+        for one in frozen:
+            stack.enter_context(_forward(one.module, _apart(one, spared)))
+        yield
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """Meanwhile ``module`` computes ``forward``."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _apart(frozen: Frozen, spared: Spared) -> Forward:
+    module, forward = frozen.module, frozen.module.forward
+    if isinstance(module, nn.Embedding):
+        return lambda x: _detached(forward(x), spared())
+    if getattr(type(module), "forward", None) in _LINEAR and "forward" not in vars(module):
+        return lambda x: _linear(frozen, x, spared())
+    return lambda *args, **kwargs: _twice(frozen, forward, spared(), *args, **kwargs)
+
+
+def over(positions: Tensor, x: Tensor) -> Tensor:
+    """``positions`` (batch, 1 or seq) in a shape that broadcasts over x: (batch, seq, ...) or (batch * seq, ...).
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    batch, seq = positions.shape
+    if x.ndim > 2 and x.shape[0] in (1, batch) and (seq == 1 or x.shape[1] == seq):
+        return positions.reshape(batch, seq, *(1,) * (x.ndim - 2))
+    if x.ndim == 2 and len(x) % (batch * seq) == 0 and (seq == 1 or len(x) == batch * seq):
+        return positions.reshape(-1).repeat_interleave(len(x) // (batch * seq))[:, None]
+    raise ValueError(
+        f"modes of shape {(batch,) if seq == 1 else (batch, seq)} do not fit activations of shape {tuple(x.shape)}; "
+        "give one mode for each example of the batch, or one for each of its positions"
+    )
+
+
+def _detached(y: Tensor, where: Tensor | None) -> Tensor:
+    return y if where is None else torch.where(over(where, y), y.detach(), y)
+
+
+def _twice(frozen: Frozen, forward: Forward, spared: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    """Any module that computes each position alone: once with its parameters, once with the frozen parts constant."""
+    y = forward(*args, **kwargs)
+    if spared is None:
+        return y
+    constant = {name: _constant(frozen.module.get_parameter(name), parts) for name, parts in frozen.parts.items()}
+    with _forward(frozen.module, forward):
+        z = functional_call(frozen.module, constant, args, kwargs)
+    return torch.where(over(spared, y), z, y)
+
+
+def _constant(p: Tensor, parts: list[tuple[int, int, int]]) -> Tensor:
+    """``p`` without gradient in ``parts``."""
+    mask = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
+    for dim, start, stop in parts:
+        mask.narrow(dim, start, stop - start).fill_(True)
+    return torch.where(mask, p.detach(), p)
+
+
+def _linear(frozen: Frozen, x: Tensor, spared: Tensor | None) -> Tensor:
+    """``x`` (..., in) W^T + b (..., out); where ``spared``, frozen parts of W and b get no gradient."""
+    module: Any = frozen.module
+    weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
+    bias = module.bias
+    if spared is None:
+        return F.linear(x, weight, bias)
+    rows, columns, whole_bias = _features(frozen)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):  # a function of our own is not cast by it
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    y: Tensor = _MaskedLinear.apply(x, weight, bias, over(spared, x), rows, columns, whole_bias)  # type: ignore[no-untyped-call]
+    return y
+
+
+Runs = tuple[tuple[int, int], ...]
+
+
+def _features(frozen: Frozen) -> tuple[Runs, Runs, bool]:
+    """(outputs whose weights and bias are frozen, inputs whose weights are, whether all of the bias is)."""
+    module: Any = frozen.module
+    rows: list[tuple[int, int]] = []
+    columns: list[tuple[int, int]] = []
+    whole_bias = False
+    for name, parts in frozen.parts.items():
+        for dim, start, stop in parts:
+            if name.startswith("bias"):
+                whole_bias |= stop - start == len(module.bias)
+            elif (dim == 0) != isinstance(module, Conv1D):
+                rows.append((start, stop))
+            else:
+                columns.append((start, stop))
+    return tuple(rows), tuple(columns), whole_bias
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """y = x W^T + b, and in backward, with k = 1 - spared at each position:
+
+    dL/dx = g W, dL/dW[r] = (k g[r])^T x for frozen outputs r, dL/dW[:, c] = g^T (k x[c]) for frozen inputs c.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spared: Tensor, rows: Runs, columns: Runs, whole: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, spared)
+        ctx.rows, ctx.columns, ctx.whole_bias = rows, columns, whole
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, weight, spared = ctx.saved_tensors
+        dx = g @ weight if ctx.needs_input_grad[0] else None
+        masked = _silenced(g, ctx.rows, spared)
+        dw = db = None
+        if ctx.needs_input_grad[1]:
+            dw = masked.flatten(0, -2).t() @ _silenced(x, ctx.columns, spared).flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            db = (g.masked_fill(spared, 0.0) if ctx.whole_bias else masked).flatten(0, -2).sum(0)
+        return dx, dw, db, None, None, None, None
+
+
+def _silenced(x: Tensor, runs: Runs, where: Tensor) -> Tensor:
+    """``x`` with the features in ``runs`` zero ``where``."""
+    if not runs:
+        return x
+    if runs == ((0, x.shape[-1]),):
+        return x.masked_fill(where, 0.0)
+    x = x.clone()
+    for start, stop in runs:
+        x[..., start:stop].masked_fill_(where, 0.0)
+    return x
