@@ -1,118 +1,164 @@
 """Removal for real: the retained model as a stock checkpoint that loads without sgtm."""
 
-import copy
-import dataclasses
-from dataclasses import dataclass
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sgtm.config import ConfigError
+from sgtm.model.card import Export, Losses, model_card
 from sgtm.model.masking import SGTM
-from sgtm.model.partition import Partition
+from sgtm.model.partition import Partition, Slice
+from sgtm.model.sublayers import layers_of
+from sgtm.model.surgery import Plans, can_resize, num_units, resized, stock
 
 _PROBE = (4, 32)  # rows and tokens of the verification
 _ROUNDING_STEPS = 1000  # tolerated difference, in rounding steps of the largest logit ...
 _TOLERANCE = 0.02  # ... and at most this share of it: low precision is no licence
 
 
-@dataclass(frozen=True)
-class Export:
-    """What was written.
+def export(
+    model: PreTrainedModel,
+    sgtm: SGTM,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    without: Sequence[str] = (),
+    verify: bool = False,
+    losses: Losses | None = None,
+) -> Export:
+    """Write ``model`` without the units of some domains as a stock checkpoint, and check it against the ablated model.
+
+    Neurons, and heads where the family's configuration has a head width, are cut out if every layer has them (a
+    configuration has one number for all layers); other units are zeroed. ``model`` stays as it is.
 
     Args:
-        max_difference: largest difference between logits of the checkpoint and of the ablated model.
-        cut: whether forget neurons were cut out; otherwise they are zero.
-    """
-
-    folder: Path
-    parameters_before: int
-    parameters_after: int
-    max_difference: float
-    cut: bool
-
-    def __str__(self) -> str:
-        how = "neurons cut out, heads zeroed" if self.cut else "all zeroed"
-        return (
-            f"written to {self.folder}: forget units removed ({how}), {self.parameters_before:,} -> "
-            f"{self.parameters_after:,} parameters; loaded again by stock transformers, its logits differ from the "
-            f"ablated model's by at most {self.max_difference:.2g}"
-        )
-
-
-def export(
-    model: PreTrainedModel, sgtm: SGTM, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
-) -> Export:
-    """Write ``model`` without its forget units as a stock checkpoint, and check it against the retain pass.
-
-    Forget neurons are cut out where every layer has them, as the configuration has one width for all; other forget
-    units are zeroed. ``model`` stays as it is.
+        without: the domains to remove; all by default.
+        verify: also look for every removed weight in the files, and load them in a process that cannot import sgtm.
+        losses: measured losses of the model card.
 
     Raises:
-        ConfigError: the folder exists, or the head has a bias that a stock checkpoint cannot hold.
-        RuntimeError: the checkpoint, loaded again, does not compute what the ablated model computes.
+        ConfigError: the folder exists, an unknown domain, or the head has a bias that a stock checkpoint cannot hold.
+        RuntimeError: the checkpoint, loaded again, does not compute what the ablated model computes, or holds a
+            removed weight.
     """
     if folder.exists():
         raise ConfigError(f"{folder} exists already; remove it or choose another --out")
+    removed = _domains(sgtm.partition, without)
     _check_head_bias(model)
-    stock = _without_forget_units(model, sgtm.partition)
-    stock.save_pretrained(folder)
+    plain = stock(model)
+    partition = on_stock(plain, sgtm.partition)
+    smaller, cut = _without(plain, partition, removed)
+    smaller.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    difference = _difference(model, sgtm, folder)
-    before, after = model.num_parameters(), stock.num_parameters()
-    return Export(folder, before, after, difference, _cuts_neurons(sgtm.partition))
+    difference = _difference(model, sgtm, folder, removed)
+    before, after = model.num_parameters(), smaller.num_parameters()
+    done = Export(folder, removed, cut, before, after, difference)
+    if verify:
+        _load_alone(folder, model, sgtm, removed)
+        done = replace(done, scanned=scan(folder, partition, removed))
+    (folder / "README.md").write_text(model_card(done, sgtm.partition, losses), encoding="utf-8")
+    return done
+
+
+def on_stock(plain: PreTrainedModel, partition: Partition) -> Partition:
+    """``partition``, of the stock model made of its model."""
+    return Partition.of(plain, layers=partition.layers, domains=partition.domains)
+
+
+def units_of(partition: Partition, kind: str) -> dict[str | None, range]:
+    """The units of each owner (None: retain) in a layer with forget units; ``kind``: attn or mlp."""
+    name = "heads" if kind == "attn" else "neurons"
+    counts = {domain: getattr(units, name) for domain, units in partition.domains.items()}
+    start = num_units(partition.model).get(kind, 0) - sum(counts.values())
+    owners: dict[str | None, range] = {None: range(start)}
+    for domain, count in counts.items():
+        owners[domain] = range(start, start + count)
+        start += count
+    return owners
+
+
+def scan(folder: Path, partition: Partition, domains: Sequence[str]) -> int:
+    """Look for the weights of the removed units in the checkpoint: as a row, as a column, of any matrix, at any place.
+
+    Returns:
+        how many vectors were looked for.
+
+    Raises:
+        RuntimeError: one was found.
+    """
+    wanted: dict[int, list[tuple[Slice, Tensor]]] = {}
+    for s in partition.forget_of(*domains):
+        if s.param.ndim == 2:
+            vectors = s.of(s.param.detach()).transpose(0, s.dim).cpu()  # (units' features, other side)
+            vectors = vectors[vectors.any(1)]
+            wanted.setdefault(vectors.shape[1], []).append((s, vectors))
+    generator = torch.Generator().manual_seed(0)
+    keys = {size: torch.randn(size, dtype=torch.float64, generator=generator) for size in wanted}
+    for name, matrix in _matrices(folder):
+        for vectors in (matrix, matrix.t()):
+            size = vectors.shape[1]
+            for s, lost in wanted.get(size, ()):
+                stored = vectors.to(lost.dtype)
+                # Equal vectors have equal projections; the few that collide are compared themselves.
+                near = torch.isin(_projected(stored, keys[size]), _projected(lost, keys[size]))
+                if near.any() and (stored[near][:, None] == lost[None]).all(-1).any():
+                    raise RuntimeError(
+                        f"{folder} still holds weights of {s.domain} ({s.name}) in {name}; do not use it"
+                    )
+    return sum(len(lost) for found in wanted.values() for _, lost in found)
+
+
+def _projected(vectors: Tensor, key: Tensor) -> Tensor:
+    """One number for each vector; the same for the same vector, whatever stands around it."""
+    return (vectors.double() * key).sum(1)
+
+
+def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            if tensor.ndim == 2:
+                yield f"{file.name}: {name}", tensor
+
+
+def _domains(partition: Partition, names: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return partition.select_domains(names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @torch.no_grad()
-def _without_forget_units(model: PreTrainedModel, partition: Partition) -> PreTrainedModel:
-    cut = _cuts_neurons(partition)
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    for s in partition.forget:
-        if cut and s.site.startswith("mlp"):
-            state[s.name] = state[s.name].narrow(s.dim, 0, s.start).clone()  # forget units are the last ones
-        else:
-            s.of(state[s.name]).zero_()
-    config = _stock_config(model.config)
-    if cut:
-        width = config.intermediate_size or 4 * config.hidden_size
-        setattr(config, partition.architecture.mlp_width, width - partition.neurons)
-    stock: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(model.dtype)
-    stock.load_state_dict(_joined(state, stock))
-    return stock
-
-
-def _joined(state: dict[str, Tensor], stock: nn.Module) -> dict[str, Tensor]:
-    """``state`` under the names of the stock model: split layers joined, a zero head bias left out."""
-    whole = {}
-    for name in stock.state_dict():
-        parts = [state[key] for key in (name, f"{name}_retain", f"{name}_forget") if key in state]
-        whole[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return whole
-
-
-def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    if config.model_type == "gpt_neo_sgtm":
-        return GPTNeoConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(GPTNeoConfig) if f.init})
-    return copy.deepcopy(config)
-
-
-def _cuts_neurons(partition: Partition) -> bool:
-    every_layer = len(partition.layers) == partition.model.config.num_hidden_layers
-    return partition.neurons > 0 and every_layer
+def _without(
+    plain: PreTrainedModel, partition: Partition, removed: Sequence[str]
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """A stock model without the units of ``removed``, and how many units a layer were cut out."""
+    num_layers = len(layers_of(plain, partition.architecture))
+    plans: dict[str, Plans] = {"attn": {}, "mlp": {}}
+    for kind in plans:
+        owners = units_of(partition, kind)
+        lost = {unit for domain in removed for unit in owners[domain]}
+        kept = [unit for owner in owners.values() for unit in owner if unit not in lost]
+        plan = dict.fromkeys(range(num_layers), kept)
+        only = {"attn": {}, "mlp": {}, kind: plan}
+        if lost and len(partition.layers) == num_layers and can_resize(plain, only["attn"], only["mlp"]):
+            plans[kind] = plan
+    zero = [(s.name, s.dim, s.start, s.stop) for s in partition.forget_of(*removed)]
+    smaller = resized(plain, plans["attn"], plans["mlp"], zero)
+    before, after = num_units(plain), num_units(smaller)
+    return smaller, {"heads": before["attn"] - after["attn"], "neurons": before.get("mlp", 0) - after.get("mlp", 0)}
 
 
 def _check_head_bias(model: PreTrainedModel) -> None:
-    bias = model.get_output_embeddings().bias
+    bias = model.get_output_embeddings().bias if model.config.model_type == "gpt_neo_sgtm" else None
     if bias is not None and bool(bias.any()):
         raise ConfigError(
             "the head's bias is not zero, and a stock checkpoint has no place for it: train without "
@@ -120,25 +166,61 @@ def _check_head_bias(model: PreTrainedModel) -> None:
         )
 
 
+def _probe(model: PreTrainedModel) -> Tensor:
+    tokens = torch.randint(model.config.vocab_size, _PROBE, generator=torch.Generator().manual_seed(0))
+    return tokens[:, : model.config.max_position_embeddings].to(model.device)
+
+
 @torch.no_grad()
-def _difference(model: PreTrainedModel, sgtm: SGTM, folder: Path) -> float:
-    """Largest difference between logits of the checkpoint and of the ablated model."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
-    loaded = loaded.to(model.device).eval()
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, _PROBE, generator=generator).to(model.device)
-    tokens = tokens[:, : model.config.max_position_embeddings]
+def _expected(model: PreTrainedModel, sgtm: SGTM, removed: Sequence[str]) -> Tensor:
+    """Logits of the ablated model on the probe."""
     was_training = model.training
     model.eval()
     try:
-        with sgtm.forward("retain"):
-            expected = model(input_ids=tokens).logits.float()
+        with sgtm.without(*removed):
+            logits: Tensor = model(input_ids=_probe(model)).logits.float()
     finally:
         model.train(was_training)
-    difference = (loaded(input_ids=tokens).logits.float() - expected).abs().max()
-    if difference > min(_ROUNDING_STEPS * torch.finfo(model.dtype).eps, _TOLERANCE) * expected.abs().max():
+    return logits
+
+
+@torch.no_grad()
+def _difference(model: PreTrainedModel, sgtm: SGTM, folder: Path, removed: Sequence[str]) -> float:
+    """Largest difference between logits of the checkpoint and of the ablated model."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    loaded = loaded.to(model.device).eval()
+    found = loaded(input_ids=_probe(model)).logits.float()
+    return _compare(folder, found, _expected(model, sgtm, removed), model.dtype)
+
+
+def _compare(folder: Path, found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+    difference = (found - expected).abs().max()
+    if not difference <= min(_ROUNDING_STEPS * torch.finfo(dtype).eps, _TOLERANCE) * expected.abs().max():
         raise RuntimeError(
             f"{folder} does not compute what the ablated model computes: logits differ by {float(difference):.3g}; "
             "do not use it, and please report this model's family"
         )
     return float(difference)
+
+
+_ALONE = """
+import json, sys
+sys.modules["sgtm"] = None
+import torch
+from transformers import AutoModelForCausalLM
+folder, tokens = sys.argv[1], json.loads(sys.stdin.read())
+with torch.no_grad():
+    logits = AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=torch.tensor(tokens)).logits
+print("logits", json.dumps(logits[:, -1].float().tolist()))
+"""
+
+
+def _load_alone(folder: Path, model: PreTrainedModel, sgtm: SGTM, removed: Sequence[str]) -> None:
+    """Load the checkpoint where sgtm cannot be imported, and compare the last position's logits."""
+    tokens = json.dumps(_probe(model).tolist())
+    done = subprocess.run([sys.executable, "-c", _ALONE, str(folder)], input=tokens, capture_output=True, text=True)
+    found = [line.removeprefix("logits ") for line in done.stdout.splitlines() if line.startswith("logits ")]
+    if done.returncode or not found:
+        raise RuntimeError(f"{folder} does not load without sgtm:\n{done.stderr[-2000:]}")
+    expected = _expected(model, sgtm, removed)[:, -1].cpu()
+    _compare(folder, torch.tensor(json.loads(found[0])), expected, model.dtype)

@@ -7,7 +7,7 @@ general case: all slices are contiguous.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from sgtm.config import nearest
 from sgtm.model.architectures import Architecture, architecture_of
 from sgtm.model.sublayers import Projection, Sublayer, layers_of, sublayers
+from sgtm.model.surgery import init_std, num_units, reorder
 
 Site = Literal["attn.in", "attn.out", "mlp.in", "mlp.out"]
 JOINT_GROUPS = ("embeddings", "norms", "final_norm", "head")
@@ -31,6 +32,33 @@ class Units:
 
     heads: int = 0
     neurons: int = 0
+
+
+Choice = Mapping[int, Sequence[int]]  # layer -> units
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Existing units, by layer."""
+
+    heads: Choice = field(default_factory=dict)
+    neurons: Choice = field(default_factory=dict)
+
+    def of(self, kind: str) -> Choice:
+        return self.heads if kind == "attn" else self.neurons
+
+    def units(self, layers: Sequence[int], domain: str) -> Units:
+        """How many units of each layer.
+
+        Raises:
+            ValueError: not as many in each of ``layers``.
+        """
+        for name, choice in (("heads", self.heads), ("neurons", self.neurons)):
+            counts = {layer: len(choice.get(layer, ())) for layer in layers}
+            if len(set(counts.values())) > 1:
+                raise ValueError(f"{domain}: {name} of each layer {counts}; choose as many in every layer")
+        first = layers[0] if layers else 0
+        return Units(len(self.heads.get(first, ())), len(self.neurons.get(first, ())))
 
 
 class Slice(NamedTuple):
@@ -152,6 +180,44 @@ class Partition:
         retain, forget = (tuple(s for s in slices if (s.domain is None) is kept) for kept in (True, False))
         return cls(model, architecture, domains, chosen, retain, forget, tuple(writers))
 
+    @classmethod
+    def choose(
+        cls,
+        model: PreTrainedModel,
+        heads: Choice | None = None,
+        neurons: Choice | None = None,
+        domains: Mapping[str, "Chosen"] | None = None,
+    ) -> "Partition":
+        """Make *existing* units the forget units: they become the last of their layers, **in place**.
+
+        One permutation of each layer's units; the function of the model stays the same.
+
+        ::
+
+            Partition.choose(model, heads={0: [2], 1: [0]}, neurons={0: [5, 9], 1: [1, 2]})
+
+        Args:
+            heads: layer -> heads; whole key/value groups where these are shared.
+            neurons: layer -> neurons.
+            domains: the same for each domain, where there are several.
+
+        Raises:
+            ValueError: as ``Partition.of``; units that do not exist or are chosen twice, or not as many in each layer.
+        """
+        if domains is not None and (heads or neurons):
+            raise ValueError("give domains={name: Chosen(...)}, or heads and neurons of the one domain, not both")
+        domains = {"forget": Chosen(heads or {}, neurons or {})} if domains is None else domains
+        layers = sorted({layer for chosen in domains.values() for layer in (*chosen.heads, *chosen.neurons)})
+        units = {name: chosen.units(layers, name) for name, chosen in domains.items()}
+        partition = cls.of(model, domains=units, layers=layers)  # what is wrong is found before anything is changed
+        orders: dict[str, dict[int, list[int]]] = {"attn": {}, "mlp": {}}
+        for kind, units_of_layer in num_units(model).items():
+            for layer in layers if any(c.of(kind) for c in domains.values()) else ():
+                moved = [sorted(c.of(kind).get(layer, ())) for c in domains.values()]
+                orders[kind][layer] = _last(moved, units_of_layer, kind)
+        reorder(model, orders["attn"], orders["mlp"])
+        return partition
+
     @property
     def modes(self) -> tuple[str, ...]:
         """Names of the modes; a mode's code is its index."""
@@ -243,8 +309,7 @@ class Partition:
         Raises:
             ValueError: a name that is no domain.
         """
-        config = self.model.config
-        std: float = getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02)
+        std = init_std(self.model.config)
         for s in self.forget_of(*domains):
             part = s.of(s.param)
             if reinit and s.site.endswith(".in") and s.param.ndim == 2:
@@ -313,6 +378,15 @@ def _owners(sublayer: Sublayer, domains: Mapping[str, Units]) -> _Owners:
     return [
         (owner, low, high) for owner, (low, high) in zip((None, *forget), pairwise(bounds), strict=True) if low < high
     ]
+
+
+def _last(chosen: Sequence[Sequence[int]], units: int, kind: str) -> list[int]:
+    """All units of a layer in order, but for the ``chosen`` ones of each domain, which come last."""
+    moved = [unit for of_domain in chosen for unit in of_domain]
+    name = "heads" if kind == "attn" else "neurons"
+    if len(set(moved)) < len(moved) or any(not 0 <= unit < units for unit in moved):
+        raise ValueError(f"{name} {moved} of a layer with {units}: choose different ones from 0 to {units - 1}")
+    return [unit for unit in range(units) if unit not in set(moved)] + moved
 
 
 def _spans(sublayer: Sublayer, owners: _Owners) -> tuple[Span, ...]:

@@ -40,13 +40,13 @@ class Projection:
 
     def elements(self, start: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
         """(parameter, dim, start, stop) of the elements that hold features ``start:stop``."""
-        for name, dim, first in self._parts():
+        for name, dim, first in self.parameters():
             size = self.module.get_parameter(name).shape[dim]
             low, high = max(start - first, 0), min(stop - first, size)
             if low < high:
                 yield name, dim, low, high
 
-    def _parts(self) -> Iterator[tuple[str, int, int]]:
+    def parameters(self) -> Iterator[tuple[str, int, int]]:
         """(parameter, dimension, first feature) of the parameters that hold the features in order."""
         module: Any = self.module
         if isinstance(module, SplitLinearOut) and self.site == "in":

@@ -22,7 +22,8 @@ from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.loss import Loss, Variant, evaluate_categories
 from sgtm.model.build import build_model
-from sgtm.model.export import Export, export
+from sgtm.model.card import Export
+from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
