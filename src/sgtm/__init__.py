@@ -12,23 +12,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sgtm.model.attach import attach
     from sgtm.model.export import export
     from sgtm.model.masking import SGTM
-    from sgtm.model.partition import Partition
-    from sgtm.model.strategies import STRATEGIES, Strategy
-    from sgtm.train.optimizer import BlockParameters
+    from sgtm.model.partition import Partition, Units
+    from sgtm.model.strategies import STRATEGIES
+    from sgtm.model.surgery import expand
     from sgtm.train.trainer import SGTMTrainer
 
 _HOME = {
-    "BlockParameters": "sgtm.train.optimizer",
     "Partition": "sgtm.model.partition",
     "SGTM": "sgtm.model.masking",
     "SGTMTrainer": "sgtm.train.trainer",
     "STRATEGIES": "sgtm.model.strategies",
-    "Strategy": "sgtm.model.strategies",
+    "Units": "sgtm.model.partition",
+    "attach": "sgtm.model.attach",
+    "expand": "sgtm.model.surgery",
     "export": "sgtm.model.export",
 }
-__all__ = ["SGTM", "STRATEGIES", "BlockParameters", "Partition", "SGTMTrainer", "Strategy", "export"]
+__all__ = ["SGTM", "STRATEGIES", "Partition", "SGTMTrainer", "Units", "attach", "expand", "export"]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,18 +44,21 @@ def train(arguments: Arguments) -> None:
 def evaluate(arguments: Arguments) -> None:
     """Losses of a finished run on its test split, for the intact, ablated and calibrated model."""
 
-    def command(run: tyro.conf.Positional[Path], rows: int | None = None, batch_size: int = 64) -> None:
+    def command(
+        run: tyro.conf.Positional[Path], without: str = "", rows: int | None = None, batch_size: int = 64
+    ) -> None:
         """Losses of a finished run on its test split.
 
         Args:
             run: the run's folder.
+            without: domains that the ablated model is without, with commas between; all by default.
             rows: test rows of each category; all by default.
             batch_size: rows of one forward pass.
         """
         from sgtm.train.run import evaluate_run
         from sgtm.train.summary import print_losses
 
-        print_losses({run.name: evaluate_run(run, rows, batch_size)})
+        print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without))})
 
     tyro.cli(command, prog="sgtm evaluate", args=arguments)
 
@@ -63,16 +66,26 @@ def evaluate(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write a run's model without its forget units, as a checkpoint that loads without sgtm."""
 
-    def command(run: tyro.conf.Positional[Path], out: Path) -> None:
+    def command(
+        run: tyro.conf.Positional[Path], out: Path, without: str = "", verify: bool = False, module: str | None = None
+    ) -> None:
         """Write a run's model without its forget units, as a checkpoint that loads without sgtm.
 
         Args:
             run: the run's folder.
-            out: folder to write; it must not exist yet.
+            out: folder to write (with --module: file); it must not exist yet.
+            without: domains to remove, with commas between; all by default.
+            verify: also look for every removed weight in the files, and load them where sgtm cannot be imported.
+            module: instead, write the units of this domain alone; `sgtm.attach(model, FILE)` puts them back.
         """
-        from sgtm.train.run import export_run
+        from sgtm.train.run import export_module_of_run, export_run
 
-        print(export_run(run, out))
+        if module is None:
+            print(export_run(run, out, _words(without), verify))
+            return
+        if without or verify:
+            raise ConfigError("--module writes one domain's units; leave out --without and --verify")
+        print(f"written to {out}: {export_module_of_run(run, module, out):,} parameters of {module}")
 
     tyro.cli(command, prog="sgtm export", args=arguments)
 
@@ -149,6 +162,47 @@ def data_tinystories(arguments: Arguments) -> None:
     print(f"written to {prepare(training, command.prepare, origin, test)}")
 
 
+@dataclass(frozen=True)
+class TextsCommand:
+    """Prepare texts of any categories, one a row, with columns text, category and, if any, label, spans, group."""
+
+    prepare: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+    source: str = tyro.MISSING
+    """Local parquet, json, jsonl or arrow file, a folder of them, or a name on the Hub."""
+    split: str = "train"
+    """The split to read where a data set has several."""
+    test_source: str | None = None
+    """Where the test split comes from, if the source has one of its own."""
+
+
+def data_texts(arguments: Arguments) -> None:
+    """Prepare texts of several domains, with labels of documents or of spans."""
+    command = tyro.cli(TextsCommand, prog="sgtm data texts", args=arguments)
+    from sgtm.data.texts import texts
+    from sgtm.data.tokenize import prepare
+
+    training, labelled = texts(command.source, command.split)
+    test = None if command.test_source is None else texts(command.test_source, command.split)[0]
+    origin = {key: value for key, value in asdict(command).items() if key != "prepare"}
+    print(f"written to {prepare(training, command.prepare, origin, test, labelled)}")
+
+
+def families(arguments: Arguments) -> None:
+    """The model families, what they can forget with, and why not."""
+
+    def command() -> None:
+        """Print the model families, what they can forget with, and why not."""
+        from sgtm.model.families import table
+
+        print(table())
+
+    tyro.cli(command, prog="sgtm families", args=arguments)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def plot_tradeoff(arguments: Arguments) -> None:
     """Forget loss against retain loss of runs."""
 
@@ -192,6 +246,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
     "data tinystories": data_tinystories,
+    "data texts": data_texts,
+    "families": families,
     "train": train,
     "evaluate": evaluate,
     "export": export,

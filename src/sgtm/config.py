@@ -14,12 +14,28 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-Category = Literal["forget", "adjacent", "retain"]  # what a document truly is
-Label = Literal["forget", "retain", "unlabeled"]  # what the labeller says
-Mode = Literal["default", "retain", "forget"]  # how a batch is trained on
-CATEGORIES: tuple[Category, ...] = get_args(Category)
-LABELS: tuple[Label, ...] = get_args(Label)
-MODES: tuple[Mode, ...] = get_args(Mode)
+Category = str  # what a document truly is: a domain (`forget` where there is one), adjacent, retain
+Label = str  # what the labeller says: a domain, retain, unlabeled
+Mode = str  # how a batch is trained on: default, retain, or for a domain
+DOMAINS = ("forget",)  # the one domain of a run that names none
+
+
+def categories(domains: Iterable[str]) -> tuple[Category, ...]:
+    """The categories of data with these ``domains``; a category's code is its index."""
+    return (*domains, "adjacent", "retain")
+
+
+def labels(domains: Iterable[str]) -> tuple[Label, ...]:
+    """The labels of data with these ``domains``; a label's code is its index."""
+    return (*domains, "retain", "unlabeled")
+
+
+def modes(domains: Iterable[str]) -> tuple[Mode, ...]:
+    """The modes of a model with these ``domains``; a mode's code is its index."""
+    return ("default", "retain", *domains)
+
+
+CATEGORIES, LABELS, MODES = categories(DOMAINS), labels(DOMAINS), modes(DOMAINS)
 
 T = TypeVar("T")
 
@@ -63,6 +79,12 @@ class LabelConfig:
     retain_fraction: float = 0.25
     """Share of non-forget documents labelled retain."""
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether a rate of errors is set."""
+        rates = (self.undiscovered, self.tpr, self.fpr, self.precision, self.recall)
+        return any(rate is not None for rate in rates)
+
     def __post_init__(self) -> None:
         for name in ("undiscovered", "tpr", "fpr", "precision", "recall", "retain_fraction"):
             value = getattr(self, name)
@@ -79,10 +101,16 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A new model from a Hugging Face configuration."""
+    """A new model from a Hugging Face configuration, or a trained one to go on from."""
 
     config: dict[str, Any] = field(default_factory=dict)
     """The fields of the family's configuration, `model_type` among them; vocab_size comes from the data."""
+    from_pretrained: str | None = None
+    """Instead of config: start from this checkpoint (a folder or a name on the Hub)."""
+    expand: bool = False
+    """Add the forget units to the model instead of taking them from its own (Expand, Route, Ablate)."""
+    expand_init: Literal["normal", "copy"] = "normal"
+    """How the input side of added units starts; their output side is zero."""
     head_bias: bool = False
     """Add a zero-initialised bias to the head, as the paper's models have (GPT-Neo only; cannot be exported)."""
     init: Literal["hf", "paper"] = "hf"
@@ -97,10 +125,26 @@ class PartitionConfig:
     """Forget heads of each layer (h_forget)."""
     neurons: int = 64
     """Forget neurons of each layer (d_forget)."""
+    domains: dict[str, Any] = field(default_factory=dict)
+    """Instead of heads and neurons, where there are several domains: {biology: {heads: 1, neurons: 64}, cyber: ...}."""
     layers: list[int] | None = None
     """Layers with forget units; all by default."""
     joint: list[str] = field(default_factory=list)
     """Joint parameters that forget batches leave alone: embeddings, norms, final_norm, head, or globs of names."""
+
+    def __post_init__(self) -> None:
+        for name, units in self.domains.items():
+            if (
+                not isinstance(units, dict)
+                or units.keys() - {"heads", "neurons"}
+                or not all(isinstance(n, int) for n in units.values())
+            ):
+                raise ConfigError(f"partition.domains.{name}={units!r}: give {{heads: ..., neurons: ...}} as numbers")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The domains."""
+        return tuple(self.domains) or DOMAINS
 
 
 @dataclass(frozen=True)
@@ -122,8 +166,9 @@ class TrainConfig:
     """Clip the norm of the (masked) gradient; 0 = never."""
     optimizer: str = "adamw_torch"
     """Any of Trainer's names."""
-    update: Literal["gradient", "strict"] = "gradient"
-    """`gradient` zeroes masked gradients (the paper); `strict` does not move masked parameters at all."""
+    update: Literal["gradient", "strict", "per_block"] = "gradient"
+    """`gradient` zeroes masked gradients (the paper); `strict` does not move masked parameters at all; `per_block` in
+    addition clips and counts each block (joint, retain, each domain) by itself."""
     forget_lr_scale: float = 1.0
     """Learning rate of the forget units, as a multiple of learning_rate."""
     mixing: Literal["example", "step", "step_draw"] = "example"

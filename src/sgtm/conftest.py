@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# These models are so small that threads only wait for each other: many times slower where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from sgtm.config import DataConfig, PrepareConfig
 
 

@@ -1,7 +1,7 @@
 """Prepared data -> what a run trains and is tested on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,21 +14,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sgtm.config import CATEGORIES, LABELS, MODES, Category, ConfigError, DataConfig, LabelConfig
+from sgtm.config import DOMAINS, Category, ConfigError, DataConfig, LabelConfig, categories, modes
+from sgtm.config import labels as label_names
 from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
-from sgtm.data.tokenize import MANIFEST, load_tokenizer, tokenizer_hash
+from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, tokenizer_hash
 
 Use = Literal["modes", "filter", "everything"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split: ``input_ids`` and, for each, its category, document number and (training) mode."""
+    """Rows of one split: ``input_ids`` and, for each, its category, document number and (training) mode.
+
+    Args:
+        modes: (rows,) mode codes; where tokens have labels, the highest of a row's.
+        domains: what category and mode codes stand for (see ``sgtm.config``).
+        labels: (rows,) label codes, where the data comes with labels of documents.
+        token_labels: label code of each of the data's own ``token_labels``, where it comes with labels of tokens.
+        drops_tokens: tokens that are labelled for a domain are no target (a filter of tokens).
+    """
 
     data: Dataset
     categories: Codes
     documents: NDArray[np.int64]
     modes: Codes | None = None
+    domains: tuple[str, ...] = DOMAINS
+    labels: Codes | None = None
+    token_labels: Codes | None = None
+    drops_tokens: bool = False
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -36,16 +49,33 @@ class Rows:
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Row ``key``, or row and mode where a sampler draws the mode itself."""
         index, mode = key if isinstance(key, tuple) else (key, None if self.modes is None else self.modes[key])
-        ids = np.asarray(self.data[int(index)]["input_ids"])
-        return {"input_ids": ids} if mode is None else {"input_ids": ids, "mode": int(mode)}
+        row = self.data[int(index)]
+        example: dict[str, Any] = {"input_ids": np.asarray(row["input_ids"])}
+        if mode is None:
+            return example
+        if self.token_labels is None:
+            return example | {"mode": int(mode)}
+        labels = self.token_labels[np.asarray(row["token_labels"])]
+        if self.drops_tokens:
+            dropped = labels < len(self.domains)
+            return example | {"mode": int(mode), "labels": np.where(dropped, -100, example["input_ids"])}
+        # A position is trained in the mode of the token that it predicts.
+        return example | {"mode": modes_of(np.append(labels[1:], labels[-1:]), self.domains)}
 
     def select(self, indices: NDArray[np.int64]) -> "Rows":
-        modes = None if self.modes is None else self.modes[indices]
-        return Rows(self.data.select(indices), self.categories[indices], self.documents[indices], modes)
+        """The rows at ``indices``, in that order."""
+        return replace(
+            self,
+            data=self.data.select(indices),
+            categories=self.categories[indices],
+            documents=self.documents[indices],
+            modes=None if self.modes is None else self.modes[indices],
+            labels=None if self.labels is None else self.labels[indices],
+        )
 
     def of(self, category: Category, limit: int | None = None, seed: int = 0) -> "Rows":
         """Rows of one category: all of them, or ``limit`` drawn without replacement."""
-        found = np.flatnonzero(self.categories == CATEGORIES.index(category))
+        found = np.flatnonzero(self.categories == categories(self.domains).index(category))
         if limit is not None and limit < len(found):
             found = np.sort(np.random.default_rng(seed).choice(found, limit, replace=False))
         return self.select(found)
@@ -67,8 +97,9 @@ class Rows:
 
     @property
     def present(self) -> list[Category]:
-        """The categories that have rows, in the order forget, adjacent, retain."""
-        return [CATEGORIES[code] for code in np.unique(self.categories)]
+        """The categories that have rows: domains first, then adjacent, retain."""
+        known = categories(self.domains)
+        return [known[code] for code in np.unique(self.categories)]
 
 
 @dataclass(frozen=True)
@@ -80,20 +111,23 @@ class PreparedData:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def load(cls, config: DataConfig) -> "PreparedData":
+    def load(cls, config: DataConfig, domains: tuple[str, ...] = DOMAINS) -> "PreparedData":
         """Read what ``sgtm data`` wrote, or sets that the paper's code prepared (``config.parts``).
 
+        Args:
+            domains: the categories that are to be removed.
+
         Raises:
-            ConfigError: no data, a missing column or split, or a tokenizer that does not fit the token ids.
+            ConfigError: no data, a missing column or split, a category or label that is not known, or a tokenizer
+                that does not fit the token ids.
         """
         if config.parts:
-            train, test = (_join(config.parts, split) for split in ("train", "test"))
+            train, test = (_join(config.parts, split, domains) for split in ("train", "test"))
             tokenizer = load_tokenizer(config.tokenizer)
         else:
-            train, test = (
-                _rows(_split(_load(config.path), config.path, split), config.path) for split in ("train", "test")
-            )
-            tokenizer = _own_tokenizer(Path(config.path))
+            data, path = _load(config.path), config.path
+            train, test = (_rows(_split(data, path, split), path, domains) for split in ("train", "test"))
+            tokenizer = _own_tokenizer(Path(path))
         for rows in (train, test):
             _check_ids(rows, tokenizer, config.path or str(config.parts))
         return cls(train, test, tokenizer)
@@ -109,21 +143,45 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
     Returns:
         the rows, and how many rows have each "category as label".
     """
-    drawn = draw_labels(rows.categories, rows.documents, labels, seed)
+    if labels.is_noisy and (rows.labels is not None or rows.token_labels is not None):
+        raise ConfigError(
+            "the data comes with labels of its own, so labels.undiscovered, tpr, fpr, precision and recall have no "
+            "meaning; leave them out"
+        )
+    everything = np.zeros(len(rows), np.int8)
+    if rows.token_labels is not None:
+        return _with_token_labels(rows, use, everything)
+    drawn = rows.labels
+    if drawn is None:
+        drawn = draw_labels(rows.categories, rows.documents, labels, seed, rows.domains)
     counts = {
         f"{category} as {label}": int(((rows.categories == c) & (drawn == k)).sum())
-        for c, category in enumerate(CATEGORIES)
-        for k, label in enumerate(LABELS)
+        for c, category in enumerate(categories(rows.domains))
+        for k, label in enumerate(label_names(rows.domains))
     }
-    modes = modes_of(drawn) if use == "modes" else np.zeros(len(rows), np.int8)
-    labelled = Rows(rows.data, rows.categories, rows.documents, modes)
+    labelled = replace(rows, modes=modes_of(drawn, rows.domains) if use == "modes" else everything)
     if use == "filter":
-        labelled = labelled.select(np.flatnonzero(drawn != LABELS.index("forget")))
+        labelled = labelled.select(np.flatnonzero(drawn >= len(rows.domains)))
     return labelled, {name: n for name, n in counts.items() if n}
 
 
+def _with_token_labels(rows: Rows, use: Use, everything: Codes) -> tuple[Rows, dict[str, int]]:
+    assert rows.token_labels is not None
+    column = rows.data.with_format("arrow")[:]["token_labels"].combine_chunks()
+    codes = rows.token_labels[column.values.to_numpy()[column.offsets[0].as_py() :]]
+    names = label_names(rows.domains)
+    counts = {f"tokens as {names[k]}": int(n) for k, n in enumerate(np.bincount(codes, minlength=len(names))) if n}
+    if use == "everything":
+        return replace(rows, modes=everything, token_labels=None), counts
+    if use == "filter":
+        return replace(rows, modes=everything, drops_tokens=True), counts
+    starts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
+    return replace(rows, modes=np.maximum.reduceat(modes_of(codes, rows.domains), starts)), counts
+
+
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows padded on the right to the longest: ``input_ids`` and ``labels`` (batch, seq), ``mode`` (batch,).
+    """Rows padded on the right to the longest: ``input_ids`` and ``labels`` (batch, seq), ``mode`` (batch,) or, where
+    an example has one for each position, (batch, seq).
 
     Labels are -100 at padding, which is told by its place and not by its token: end-of-text is trained on. A causal
     model never sees what stands to the right, so no attention mask is needed.
@@ -132,31 +190,43 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     input_ids = torch.zeros(len(examples), max(lengths), dtype=torch.long)
     labels = torch.full_like(input_ids, -100)
     for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
-        input_ids[i, :length] = labels[i, :length] = torch.as_tensor(example["input_ids"])
+        input_ids[i, :length] = torch.as_tensor(example["input_ids"])
+        labels[i, :length] = torch.as_tensor(example.get("labels", example["input_ids"]))
     batch = {"input_ids": input_ids, "labels": labels}
-    if "mode" in examples[0]:
-        batch["mode"] = torch.tensor([e["mode"] for e in examples])
-    return batch
+    if "mode" not in examples[0]:
+        return batch
+    if np.ndim(examples[0]["mode"]) == 0:
+        return batch | {"mode": torch.tensor([e["mode"] for e in examples])}
+    mode = torch.zeros_like(input_ids)
+    for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        mode[i, :length] = torch.as_tensor(example["mode"])
+    return batch | {"mode": mode}
 
 
 def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.float64]:
     """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
-    is_forget = np.arange(len(CATEGORIES)) == CATEGORIES.index("forget")
-    tpr, fpr = error_rates(labels, rows.categories, rows.documents)
-    as_forget = np.where(is_forget, tpr, fpr)
-    as_retain = np.where(is_forget, 0.0, labels.retain_fraction)
-    chances = np.zeros((len(CATEGORIES), len(MODES) + 1))
+    if rows.labels is not None or rows.token_labels is not None:
+        raise ConfigError("train.mixing=step_draw draws labels, and the data comes with its own; use example or step")
+    known, num_domains = modes(rows.domains), len(rows.domains)
+    num_categories = len(categories(rows.domains))
+    is_forget = np.arange(num_categories) < num_domains
+    tpr, fpr = error_rates(labels, rows.categories, rows.documents, num_domains)
+    chances = np.zeros((num_categories, len(known) + 1))
     if use == "modes":
-        chances[:, MODES.index("forget")], chances[:, MODES.index("retain")] = as_forget, as_retain
+        for code in range(num_domains):
+            mode = known.index(rows.domains[code])
+            chances[:, mode] = np.where(is_forget, tpr * (np.arange(num_categories) == code), fpr / num_domains)
+        chances[:, known.index("retain")] = np.where(is_forget, 0.0, labels.retain_fraction)
     elif use == "filter":
-        chances[:, -1] = as_forget
-    chances[:, MODES.index("default")] = 1 - chances.sum(1)
+        chances[:, -1] = np.where(is_forget, tpr, fpr)
+    chances[:, known.index("default")] = 1 - chances.sum(1)
     return chances
 
 
 def count_modes(rows: Rows) -> dict[str, int]:
+    """Rows of each mode."""
     assert rows.modes is not None
-    return {mode: int((rows.modes == code).sum()) for code, mode in enumerate(MODES)}
+    return {mode: int((rows.modes == code).sum()) for code, mode in enumerate(modes(rows.domains))}
 
 
 def _load(path: str) -> Any:
@@ -178,28 +248,45 @@ def _split(data: Any, path: str, split: str) -> Dataset:
     return data[split]
 
 
-def _rows(data: Dataset, path: str) -> Rows:
+def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
     if missing := {"input_ids", "category", "document"} - set(data.column_names):
         raise ConfigError(
             f"{path} has no column {sorted(missing)}; prepare it with `sgtm data`, or name sets prepared by the "
             "paper's code in data.parts"
         )
     table = data.data.table
-    codes = pc.index_in(table["category"], value_set=pa.array(CATEGORIES))
+    codes = _codes(table["category"], categories(domains), path, "categories")
+    given = token_labels = None
+    if "token_labels" in data.column_names:
+        names = _manifest(Path(path))["token_labels"]
+        token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "token_labels")
+    elif "label" in data.column_names:
+        given = _codes(pc.fill_null(table["label"], UNLABELED), label_names(domains), path, "labels")
+    columns = ["input_ids"] if token_labels is None else ["input_ids", "token_labels"]
+    documents = table["document"].to_numpy()
+    return Rows(data.select_columns(columns), codes, documents, None, domains, given, token_labels)
+
+
+def _codes(column: pa.ChunkedArray, known: tuple[str, ...], path: str, what: str) -> Codes:
+    codes = pc.index_in(column, value_set=pa.array(known))
     if codes.null_count:
-        unknown = pc.unique(table["category"].filter(pc.is_null(codes))).to_pylist()
-        raise ConfigError(f"{path} has the categories {unknown}; only {list(CATEGORIES)} are known")
-    return Rows(data.select_columns("input_ids"), codes.to_numpy().astype(np.int8), table["document"].to_numpy())
+        unknown = pc.unique(column.filter(pc.is_null(codes))).to_pylist()
+        raise ConfigError(
+            f"{path} has the {what} {unknown}; only {list(known)} are known: name the domains in partition.domains"
+        )
+    found: Codes = codes.to_numpy().astype(np.int8)
+    return found
 
 
-def _join(parts: dict[str, str], split: str) -> Rows:
+def _join(parts: dict[str, str], split: str, domains: tuple[str, ...]) -> Rows:
     """Rows of sets that the paper's code prepared: one folder a category, rows padded and with an attention mask."""
-    if unknown := parts.keys() - set(CATEGORIES):
-        raise ConfigError(f"data.parts has {sorted(unknown)}; its keys are categories: {list(CATEGORIES)}")
+    known = categories(domains)
+    if unknown := parts.keys() - set(known):
+        raise ConfigError(f"data.parts has {sorted(unknown)}; its keys are categories: {list(known)}")
     data = {category: _split(_load(path), path, split) for category, path in parts.items()}
     joined = concatenate_datasets([d.map(_unpad, batched=True, remove_columns=d.column_names) for d in data.values()])
-    codes = np.repeat([CATEGORIES.index(c) for c in data], [len(d) for d in data.values()])  # type: ignore[arg-type]
-    return Rows(joined, codes.astype(np.int8), np.arange(len(joined)))
+    codes = np.repeat([known.index(c) for c in data], [len(d) for d in data.values()])  # type: ignore[arg-type]
+    return Rows(joined, codes.astype(np.int8), np.arange(len(joined)), None, domains)
 
 
 def _unpad(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
@@ -209,15 +296,19 @@ def _unpad(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
 
 def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(str(path / "tokenizer"))
-    if not (path / MANIFEST).is_file():
-        raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["tokenizer_sha256"] != tokenizer_hash(tokenizer):
+    if _manifest(path)["tokenizer_sha256"] != tokenizer_hash(tokenizer):
         raise ConfigError(
             f"{path / 'tokenizer'} is not the tokenizer that the data was prepared with ({MANIFEST} has another "
             "hash); put the right one back or prepare the data anew"
         )
     return tokenizer
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
+    found: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return found
 
 
 def _check_ids(rows: Rows, tokenizer: PreTrainedTokenizerBase, path: str) -> None:

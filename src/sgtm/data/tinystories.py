@@ -27,7 +27,7 @@ def source(name: str, split: str, columns: dict[str, Category]) -> Source:
     Raises:
         ConfigError: no such data, or a column is missing.
     """
-    rows = _open(name, split)
+    rows = open_rows(name, split)
     found = list(rows.features or next(iter(rows), {}))
     if missing := [c for c in columns if c not in found]:
         raise ConfigError(f"{name} has no column {missing}; it has {found}")
@@ -59,7 +59,8 @@ def _documents(rows: Iterable[dict[str, Any]], columns: dict[str, Category]) -> 
             yield Document(row[first] or row[column] or "", category, row[column] or "")
 
 
-def _open(name: str, split: str) -> Dataset | IterableDataset:
+def open_rows(name: str, split: str) -> Dataset | IterableDataset:
+    """The rows of a local file or folder, or of a data set on the Hub (see ``source``)."""
     path = Path(name)
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         data = load_from_disk(path)

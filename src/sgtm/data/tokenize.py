@@ -1,7 +1,9 @@
 """Documents -> tokenised rows on disk: a Hugging Face ``DatasetDict`` (train, test), its tokenizer and a manifest.
 
 Columns: ``input_ids`` (list of int32, at most ``context`` long, end-of-text after each document), ``category`` (what
-the document is) and ``document`` (its number; a packed row bears that of the document it starts with).
+the document is) and ``document`` (its number; a packed row bears that of the document it starts with). Sources with
+labels of their own add ``label`` (of the document) or ``token_labels`` (one for each token: an index into the
+manifest's ``token_labels``).
 """
 
 import hashlib
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,27 +26,48 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sgtm.config import CATEGORIES, Category, ConfigError, PrepareConfig
+from sgtm.config import Category, ConfigError, PrepareConfig
 
 END_OF_TEXT = "<|endoftext|>"
 MANIFEST = "manifest.json"
 _BATCH = 1024  # documents that are tokenised together
 _TOKENIZER_SAMPLE = 200_000  # documents that a new tokenizer is trained on, at most
-_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "category": pa.string(), "document": pa.int64()})
+_SCHEMA = {"input_ids": pa.list_(pa.int32()), "category": pa.string(), "document": pa.int64()}
+_LABEL_COLUMNS = {"documents": {"label": pa.string()}, "tokens": {"token_labels": pa.list_(pa.int8())}}
+UNLABELED = "unlabeled"
+Labelled = Literal["documents", "tokens"]
 
 
 class Document(NamedTuple):
-    """One text of a source. Documents of one ``group`` (translations, copies) never stand on both sides of a split."""
+    """One text of a source. Documents of one ``group`` (translations, copies) never stand on both sides of a split.
+
+    ``label`` is what a labeller said of the document, ``spans`` (first character, last + 1, label) of parts of it.
+    """
 
     group: str
     category: Category
     text: str
+    label: str = UNLABELED
+    spans: tuple[tuple[int, int, str], ...] = ()
+
+
+class _Encoded(NamedTuple):
+    number: int
+    ids: list[int]
+    label: str
+    token_labels: list[int]  # empty where tokens have no labels of their own
 
 
 Source = Callable[[], Iterable[Document]]  # can be read more than once
 
 
-def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_source: Source | None = None) -> Path:
+def prepare(
+    source: Source,
+    config: PrepareConfig,
+    origin: dict[str, Any],
+    test_source: Source | None = None,
+    labelled: Labelled | None = None,
+) -> Path:
     """Tokenise ``source`` into ``config.out`` and return that folder.
 
     Args:
@@ -52,6 +75,8 @@ def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_
         origin: what the manifest says of the source (name, revision, ...).
         test_source: test documents, if the source comes with a split of its own. Groups that stand on both sides
             are dropped from the training split.
+        labelled: whether to write the labels of documents, or of tokens (from documents' labels and spans). In packed
+            rows several documents stand together, so there labels are written for tokens.
 
     Raises:
         ConfigError: see ``PrepareConfig.check``; the tokenizer cannot be had, or a split is empty. Nothing is left
@@ -59,13 +84,14 @@ def prepare(source: Source, config: PrepareConfig, origin: dict[str, Any], test_
     """
     config.check()
     out = config.out
+    labelled = "tokens" if labelled and config.pack else labelled
     split_of = _Splitter(config, source, test_source)
     tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        counts = _write(source, test_source, split_of, tokenizer, config, partial)
+        counts = _write(source, test_source, split_of, tokenizer, config, labelled, partial)
         _check_counts(counts)
         settings = {key: value for key, value in asdict(config).items() if key != "out"}
         manifest = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer_hash(tokenizer), **counts}
@@ -155,42 +181,55 @@ class _Splitter:
 class _RowWriter:
     """Rows of one split, streamed to an Arrow file."""
 
-    def __init__(self, path: Path, config: PrepareConfig) -> None:
+    def __init__(self, path: Path, config: PrepareConfig, labelled: Labelled | None) -> None:
         self.path, self.context, self.pack = path, config.context, config.pack
+        self.schema = pa.schema(_SCHEMA | (_LABEL_COLUMNS[labelled] if labelled else {}))
         self.sink = pa.OSFile(str(path), "wb")
-        self.stream = pa.ipc.new_stream(self.sink, _SCHEMA)
-        self.rest: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] = {}
+        self.stream = pa.ipc.new_stream(self.sink, self.schema)
+        self.rest: dict[str, NDArray[np.int64]] = {}  # (3, tokens): ids, document numbers, token labels
         self.rows: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
 
-    def add(self, category: str, documents: list[tuple[int, list[int]]]) -> None:
-        """Write ``documents``, (number, token ids) each, of one category."""
+    def add(self, category: str, documents: list[_Encoded]) -> None:
+        """Write ``documents`` of one category."""
+        size = self.context
         if not self.pack:
             # Rows of a long document overlap by one token, so that every token but its first is predicted once.
-            step = self.context - 1
-            rows = [(ids[i : i + self.context], n) for n, ids in documents for i in range(0, len(ids) - 1, step)]
-            self._write(category, [r[0] for r in rows], [r[1] for r in rows])
+            places = [(d, slice(i, i + size)) for d in documents for i in range(0, len(d.ids) - 1, size - 1)]
+            self._write(category, [_Encoded(d.number, d.ids[s], d.label, d.token_labels[s]) for d, s in places])
             return
-        ids, numbers = self.rest.get(category, (np.empty(0, np.int32), np.empty(0, np.int64)))
-        ids = np.concatenate([ids, *(np.asarray(d[1], np.int32) for d in documents)])
-        numbers = np.concatenate([numbers, *(np.full(len(d[1]), d[0]) for d in documents)])
-        full = len(ids) - len(ids) % self.context
-        starts = range(0, full, self.context)
-        self._write(category, [ids[i : i + self.context] for i in starts], [int(numbers[i]) for i in starts])
-        self.rest[category] = ids[full:], numbers[full:]
+        tokens = [[d.ids, [d.number] * len(d.ids), d.token_labels or [0] * len(d.ids)] for d in documents]
+        rest = self.rest.get(category, np.empty((3, 0), np.int64))
+        stream = np.concatenate([rest, *(np.asarray(t, np.int64) for t in tokens)], axis=1)
+        full = stream.shape[1] - stream.shape[1] % size
+        self._write(category, [_packed(stream[:, i : i + size]) for i in range(0, full, size)])
+        self.rest[category] = stream[:, full:]
 
     def close(self) -> None:
-        for category, (ids, numbers) in self.rest.items():
-            if len(ids) > 1:  # the last, shorter row; one token alone predicts nothing
-                self._write(category, [ids], [int(numbers[0])])
+        for category, stream in self.rest.items():
+            if stream.shape[1] > 1:  # the last, shorter row; one token alone predicts nothing
+                self._write(category, [_packed(stream)])
         self.stream.close()
         self.sink.close()
 
-    def _write(self, category: str, rows: list[Any], numbers: list[int]) -> None:
+    def _write(self, category: str, rows: list[_Encoded]) -> None:
         self.rows[category] += len(rows)
-        self.tokens[category] += sum(map(len, rows))
-        columns = [pa.array(rows, _SCHEMA.field("input_ids").type), pa.array([category] * len(rows)), pa.array(numbers)]
-        self.stream.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self.tokens[category] += sum(len(row.ids) for row in rows)
+        values = {
+            "input_ids": [row.ids for row in rows],
+            "category": [category] * len(rows),
+            "document": [row.number for row in rows],
+            "label": [row.label for row in rows],
+            "token_labels": [row.token_labels for row in rows],
+        }
+        columns = [pa.array(values[field.name], field.type) for field in self.schema]
+        self.stream.write_batch(pa.record_batch(columns, schema=self.schema))
+
+
+def _packed(stream: NDArray[np.int64]) -> _Encoded:
+    """A row of (3, tokens): it bears the number of the document that it starts with."""
+    ids, numbers, token_labels = stream
+    return _Encoded(int(numbers[0]), ids, UNLABELED, token_labels)  # type: ignore[arg-type]
 
 
 def _write(
@@ -199,24 +238,29 @@ def _write(
     split_of: _Splitter,
     tokenizer: PreTrainedTokenizerBase,
     config: PrepareConfig,
+    labelled: Labelled | None,
     folder: Path,
 ) -> dict[str, Any]:
     """Write both splits below ``folder`` and return the manifest's counts."""
-    writers = {split: _RowWriter(folder / f"{split}.arrow", config) for split in ("train", "test")}
+    writers = {split: _RowWriter(folder / f"{split}.arrow", config, labelled) for split in ("train", "test")}
+    backend, names = tokenizer.backend_tokenizer, [UNLABELED]
+    encode = backend.encode_batch if labelled == "tokens" else backend.encode_batch_fast  # the fast one knows no places
     documents: Counter[tuple[str, str]] = Counter()
     rejected: Counter[str] = Counter()
     number = 0
     progress = tqdm(_with_splits(source, test_source, split_of), "documents", unit="", unit_scale=True, leave=False)
     for batch in _batches(progress):
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast([d.text for _, d in batch], add_special_tokens=False)
-        rows: dict[tuple[str, str], list[tuple[int, list[int]]]] = {}
+        encoded = encode([d.text for _, d in batch], add_special_tokens=False)
+        rows: dict[tuple[str, str], list[_Encoded]] = {}
         for (split, document), encoding in zip(batch, encoded, strict=True):
             if reason := _reason_to_reject(split, document):
                 rejected[reason] += 1
                 continue
             documents[split, document.category] += 1
             ids = [*encoding.ids, tokenizer.eos_token_id]
-            rows.setdefault((split, document.category), []).append((number, ids))
+            of_tokens = _token_labels(document, encoding.offsets, names) if labelled == "tokens" else []
+            encoded_document = _Encoded(number, ids, document.label, of_tokens)
+            rows.setdefault((split, document.category), []).append(encoded_document)
             number += 1
         for (split, category), found in rows.items():
             writers[split].add(category, found)
@@ -226,12 +270,31 @@ def _write(
     counts = {
         split: {
             category: {"documents": documents[split, category], "rows": w.rows[category], "tokens": w.tokens[category]}
-            for category in CATEGORIES
-            if documents[split, category]
+            for category in sorted({c for s, c in documents if s == split}, key=_forget_first)
         }
         for split, w in writers.items()
     }
-    return {"vocab_size": len(tokenizer), "counts": counts, "rejected": dict(rejected)}
+    about = {"vocab_size": len(tokenizer), "counts": counts, "rejected": dict(rejected)}
+    return about | ({"token_labels": names} if labelled == "tokens" else {})
+
+
+def _forget_first(category: str) -> tuple[int, str]:
+    known = ("adjacent", "retain")
+    return (1 + known.index(category) if category in known else 0, category)
+
+
+def _token_labels(document: Document, offsets: list[tuple[int, int]], names: list[str]) -> list[int]:
+    """The label of each token, as an index into ``names``, and of end-of-text: a span's if it touches one."""
+    for label in (document.label, *(label for _, _, label in document.spans)):
+        if label not in names:
+            names.append(label)
+    own = names.index(document.label)
+    found = [own] * (len(offsets) + 1)
+    for start, stop, label in document.spans:
+        for i, (first, last) in enumerate(offsets):
+            if first < stop and last > start:
+                found[i] = names.index(label)
+    return found
 
 
 def _with_splits(source: Source, test_source: Source | None, split_of: _Splitter) -> Iterator[tuple[str, Document]]:

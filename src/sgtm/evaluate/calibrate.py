@@ -5,6 +5,7 @@ would take for deep forgetting. A bias on the logits takes such spikes away and 
 method is calibrated alike.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,12 @@ _CACHE_BATCH = 64
 
 
 def fit_bias(
-    model: PreTrainedModel, rows: dict[Category, Rows], config: CalibrateConfig, sgtm: SGTM | None = None, seed: int = 0
+    model: PreTrainedModel,
+    rows: dict[Category, Rows],
+    config: CalibrateConfig,
+    sgtm: SGTM | None = None,
+    seed: int = 0,
+    without: Sequence[str] = (),
 ) -> Tensor:
     """The bias b (vocab,) that minimises forget + w retain (+ w adjacent) loss of softmax(logits + b).
 
@@ -32,14 +38,15 @@ def fit_bias(
     Args:
         rows: training rows of each category.
         sgtm: if given, the *ablated* model is calibrated.
+        without: the domains that the ablated model is without; all by default.
 
     Raises:
         ValueError: a family whose logits are not the head's output (they could not be rebuilt from hidden states).
     """
     generator = torch.Generator().manual_seed(seed)
     head: Any = model.get_output_embeddings()
-    cached = {category: _hidden_states(model, head, of_category, sgtm) for category, of_category in rows.items()}
-    weights = {category: 1.0 if category == "forget" else config.retain_weight for category in rows}
+    cached = {category: _hidden_states(model, head, found, sgtm, without) for category, found in rows.items()}
+    weights = {category: 1.0 if category in r.domains else config.retain_weight for category, r in rows.items()}
     vocab_size, device = head.weight.shape[0], head.weight.device
     bias = nn.Parameter((torch.randn(vocab_size, generator=generator) * _START_STD).to(device))
     optimizer = torch.optim.AdamW([bias], lr=config.learning_rate, weight_decay=0.0)
@@ -58,11 +65,13 @@ def fit_bias(
 
 
 @torch.no_grad()
-def _hidden_states(model: PreTrainedModel, head: Any, rows: Rows, sgtm: SGTM | None) -> tuple[Tensor, Tensor]:
+def _hidden_states(
+    model: PreTrainedModel, head: Any, rows: Rows, sgtm: SGTM | None, without: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """What the head reads (tokens, hidden), and the token that it should predict there (tokens,)."""
     hidden: list[Tensor] = []
     targets: list[Tensor] = []
-    with evaluating(model, sgtm):
+    with evaluating(model, sgtm, without):
         for input_ids, labels in batches(model, rows, _CACHE_BATCH):
             states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             if not hidden:

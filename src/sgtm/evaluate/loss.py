@@ -1,6 +1,6 @@
 """Losses in nats per token: sums over tokens, never means of means."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,7 +30,12 @@ class Loss:
 
 @torch.no_grad()
 def evaluate_loss(
-    model: PreTrainedModel, rows: Rows, sgtm: SGTM | None = None, bias: Tensor | None = None, batch_size: int = 64
+    model: PreTrainedModel,
+    rows: Rows,
+    sgtm: SGTM | None = None,
+    bias: Tensor | None = None,
+    batch_size: int = 64,
+    without: Sequence[str] = (),
 ) -> Loss:
     """Next-token loss of ``model`` on ``rows``, token-weighted; end-of-text counts, padding does not.
 
@@ -38,12 +43,13 @@ def evaluate_loss(
         sgtm: if given, the *ablated* model is evaluated, by its retain pass: no weight is changed.
         bias: (vocab,) added to the logits (calibration).
         batch_size: rows of one forward pass, fewer where the logits would be large.
+        without: the domains that the ablated model is without; all by default.
 
     Raises:
         ValueError: no row has a token to predict.
     """
     total, count = torch.zeros((), dtype=torch.float64), 0
-    with evaluating(model, sgtm):
+    with evaluating(model, sgtm, without):
         for input_ids, labels in batches(model, rows, batch_size):
             logits = model(input_ids=input_ids, use_cache=False).logits
             total += _sum_of_losses(logits, labels, bias)
@@ -54,21 +60,28 @@ def evaluate_loss(
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel, sgtm: SGTM | None) -> Iterator[None]:
-    """``model`` without dropout and, given ``sgtm``, ablated (its retain pass); afterwards as it was."""
+def evaluating(model: PreTrainedModel, sgtm: SGTM | None, without: Sequence[str] = ()) -> Iterator[None]:
+    """``model`` without dropout and, given ``sgtm``, ablated of the domains ``without``; afterwards as it was."""
     was_training = model.training
     model.eval()
     try:
-        with sgtm.forward("retain") if sgtm is not None else nullcontext():
+        with sgtm.without(*without) if sgtm is not None else nullcontext():
             yield
     finally:
         model.train(was_training)
 
 
 def evaluate_categories(
-    model: PreTrainedModel, rows: dict[Category, Rows], sgtm: SGTM | None, bias: Tensor | None, batch_size: int
+    model: PreTrainedModel,
+    rows: dict[Category, Rows],
+    sgtm: SGTM | None,
+    bias: Tensor | None,
+    batch_size: int,
+    without: Sequence[str] = (),
 ) -> dict[tuple[Category, Variant], Loss]:
     """Losses of every category for the intact and ablated model and, with a ``bias``, the calibrated one.
+
+    ``without`` names the domains that the ablated model is without; all by default.
 
     A model without forget units (``sgtm=None``) is its own ablated model.
     """
@@ -77,9 +90,9 @@ def evaluate_categories(
         intact = evaluate_loss(model, of_category, batch_size=batch_size)
         losses[category, "intact"] = losses[category, "ablated"] = intact
         if sgtm is not None:
-            losses[category, "ablated"] = evaluate_loss(model, of_category, sgtm, batch_size=batch_size)
+            losses[category, "ablated"] = evaluate_loss(model, of_category, sgtm, None, batch_size, without)
         if bias is not None:
-            losses[category, "calibrated"] = evaluate_loss(model, of_category, sgtm, bias, batch_size)
+            losses[category, "calibrated"] = evaluate_loss(model, of_category, sgtm, bias, batch_size, without)
     return losses
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -10,20 +11,23 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from sgtm.config import ConfigError, ModelConfig, PartitionConfig, nearest
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.model.masking import SGTM
-from sgtm.model.partition import Partition
+from sgtm.model.partition import Partition, Units
+from sgtm.model.surgery import expand
 
 
 def build_model(
     config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, SGTM | None]:
-    """A model with random weights (seed torch first) and its masking; None without a ``strategy``.
+    """A model with random weights (seed torch first), or a trained one, and its masking; None without a ``strategy``.
 
     Models are stock Hugging Face ones, except that ``head_bias`` and ``init: paper`` need the GPT-Neo classes.
 
     Raises:
-        ConfigError: an unknown family or key, a vocabulary that does not fit the tokenizer, or units that the model
-            does not have.
+        ConfigError: an unknown family or key, no such checkpoint, a vocabulary that does not fit the tokenizer, or
+            units that the model does not have.
     """
+    if config.from_pretrained is not None:
+        return _build_pretrained(config, partition, strategy, tokenizer)
     if config.init == "paper" and not config.head_bias:
         raise ConfigError("model.init=paper is the paper's model, whose head has a bias; set head_bias: true as well")
     hf_config = _hf_config(config, tokenizer)
@@ -38,11 +42,57 @@ def _build(
 ) -> tuple[PreTrainedModel, SGTM | None]:
     if config.head_bias:
         return _build_paper_model(hf_config, config, partition, strategy)
-    model = AutoModelForCausalLM.from_config(hf_config)
-    if strategy is None:
-        return model, None
-    units = Partition.of(model, partition.heads, partition.neurons, partition.layers)
-    return model, SGTM(units, strategy, partition.joint)
+    return _masked(AutoModelForCausalLM.from_config(hf_config), config, partition, strategy)
+
+
+def _build_pretrained(
+    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, SGTM | None]:
+    if config.config or config.head_bias or config.init == "paper":
+        raise ConfigError("model.from_pretrained is a whole model; leave out model.config, head_bias and init")
+    assert config.from_pretrained is not None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(config.from_pretrained, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.from_pretrained={config.from_pretrained} is no checkpoint: {str(error).splitlines()[0]}"
+        ) from error
+    if model.config.vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"{config.from_pretrained} has {model.config.vocab_size} vocabulary entries and the data's tokenizer "
+            f"{len(tokenizer)}; prepare the data with the checkpoint's own tokenizer"
+        )
+    try:
+        return _masked(model, config, partition, strategy)
+    except ValueError as error:
+        raise ConfigError(f"model or partition: {error}") from error
+
+
+def _masked(
+    model: PreTrainedModel, config: ModelConfig, partition: PartitionConfig, strategy: str | None
+) -> tuple[PreTrainedModel, SGTM | None]:
+    """The model, with more units if so configured, and its masking."""
+    if config.expand:
+        if partition.layers is not None:
+            raise ConfigError("model.expand adds units to every layer; leave out partition.layers")
+        units = units_of(partition)
+        heads, neurons = (sum(getattr(u, name) for u in units.values()) for name in ("heads", "neurons"))
+        model = expand(model, heads, neurons, config.expand_init)
+    return model, None if strategy is None else mask(model, partition, strategy)
+
+
+def units_of(partition: PartitionConfig) -> dict[str, Units]:
+    """The units of each domain."""
+    if partition.domains:
+        return {name: Units(**units) for name, units in partition.domains.items()}
+    return dict.fromkeys(partition.names, Units(partition.heads, partition.neurons))
+
+
+def mask(model: PreTrainedModel, partition: PartitionConfig, strategy: str) -> SGTM:
+    """The masking of ``model`` that a configuration describes."""
+    return SGTM(
+        Partition.of(model, layers=partition.layers, domains=units_of(partition)), strategy, joint=partition.joint
+    )
 
 
 def _build_paper_model(
@@ -53,6 +103,8 @@ def _build_paper_model(
             f"model.head_bias and init=paper are the paper's GPT-Neo; model_type={hf_config.model_type!r} has neither: "
             "leave them out"
         )
+    if partition.domains or config.expand:
+        raise ConfigError("model.head_bias and init=paper have one domain of the model's own units; leave them out")
     width = hf_config.intermediate_size or 4 * hf_config.hidden_size
     model = GPTNeoForCausalLMSGTM(
         GPTNeoSGTMConfig(

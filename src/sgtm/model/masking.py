@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgtm.config import nearest
 from sgtm.model.partition import Partition, Slice, Span
-from sgtm.model.positions import Frozen, frozen_modules, over, train_apart
+from sgtm.model.positions import Frozen, check_batch, frozen_modules, over, train_apart
 from sgtm.model.strategies import STRATEGIES, Strategy
 
 Mode = str | Sequence[str] | Tensor
@@ -71,9 +71,11 @@ class SGTM:
         self.mode: str | Tensor = "default"  # a name, or codes (batch, 1 or seq)
         self._silenced: frozenset[str] = frozenset()  # domains whose units give zero whatever the mode
         self._in_batch = False
+        self._are_apart = False  # inside train_apart
         self.frozen = tuple(s for s in partition.retain if s.site in self.strategy.frozen)
         self.frozen_joint = partition.select_joint(joint)
         hooks = [w.module.register_forward_pre_hook(partial(self._mask_units, w.spans)) for w in partition.writers]
+        hooks.append(partition.model.get_input_embeddings().register_forward_pre_hook(self._check_batch))
         if "sgtm_mode" not in inspect.signature(partition.model.forward).parameters:
             hooks.append(partition.model.register_forward_pre_hook(_refuse_mode_argument, with_kwargs=True))
         self._hooks = hooks
@@ -208,7 +210,8 @@ class SGTM:
         if mode is self.mode:  # a block that is told the model's
             return mode
         known = self.partition.modes
-        if mode.ndim not in (1, 2) or mode.is_floating_point() or mode.dtype == torch.bool or not mode.numel():
+        is_integer = not (mode.is_floating_point() or mode.is_complex() or mode.dtype == torch.bool)
+        if mode.ndim not in (1, 2) or not is_integer or not mode.numel():
             raise ValueError(
                 f"mode of shape {tuple(mode.shape)} and type {mode.dtype}: give codes of type torch.long, (batch,) or "
                 "(batch, seq)"
@@ -222,13 +225,15 @@ class SGTM:
 
     @contextmanager
     def _hold(self, mode: str | Tensor) -> Iterator[None]:
-        before, self.mode = self.mode, mode
-        apart = () if isinstance(mode, str) or isinstance(before, Tensor) else self._frozen_modules()
+        before, were_apart = self.mode, self._are_apart
+        are_apart = were_apart or isinstance(mode, Tensor)
+        apart = self._frozen_modules() if are_apart and not were_apart else ()
+        self.mode, self._are_apart = mode, are_apart
         try:
             with train_apart(apart, self._spared):
                 yield
         finally:
-            self.mode = before
+            self.mode, self._are_apart = before, were_apart
 
     def _frozen_modules(self) -> list[Frozen]:
         return frozen_modules(self.partition.model, self.frozen, self.frozen_joint)
@@ -236,6 +241,10 @@ class SGTM:
     def _spared(self) -> Tensor | None:
         """Positions (batch, 1 or seq) that leave frozen parameters alone; None where one mode holds for all."""
         return self.mode > _RETAIN if isinstance(self.mode, Tensor) else None
+
+    def _check_batch(self, embedding: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(self.mode, Tensor) and args:
+            check_batch(self.mode, args[0])
 
     def _mask_units(self, spans: tuple[Span, ...], module: nn.Module, args: tuple[Tensor, ...]) -> Any:
         """In front of an output projection: x (..., features), each span of which one owner's units have written."""

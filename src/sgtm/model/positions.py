@@ -82,7 +82,7 @@ def _forward(module: nn.Module, forward: Forward) -> Iterator[None]:
 def _apart(frozen: Frozen, spared: Spared) -> Forward:
     module, forward = frozen.module, frozen.module.forward
     if isinstance(module, nn.Embedding):
-        return lambda x: _detached(forward(x), spared())
+        return lambda *args, **kwargs: _detached(forward(*args, **kwargs), spared())
     if getattr(type(module), "forward", None) in _LINEAR and "forward" not in vars(module):
         return lambda x: _linear(frozen, x, spared())
     return lambda *args, **kwargs: _twice(frozen, forward, spared(), *args, **kwargs)
@@ -99,8 +99,23 @@ def over(positions: Tensor, x: Tensor) -> Tensor:
         return positions.reshape(batch, seq, *(1,) * (x.ndim - 2))
     if x.ndim == 2 and len(x) % (batch * seq) == 0 and (seq == 1 or len(x) == batch * seq):
         return positions.reshape(-1).repeat_interleave(len(x) // (batch * seq))[:, None]
-    raise ValueError(
-        f"modes of shape {(batch,) if seq == 1 else (batch, seq)} do not fit activations of shape {tuple(x.shape)}; "
+    raise _misfit(positions, f"activations of shape {tuple(x.shape)}")
+
+
+def check_batch(positions: Tensor, ids: Tensor) -> None:
+    """Behind the embedding a batch of one would be repeated for each of ``positions`` without a word.
+
+    Raises:
+        ValueError: ``ids`` (batch, seq) are not as many examples as ``positions`` (batch, 1 or seq).
+    """
+    if len(ids) != len(positions):
+        raise _misfit(positions, f"a batch of shape {tuple(ids.shape)}")
+
+
+def _misfit(positions: Tensor, what: str) -> ValueError:
+    batch, seq = positions.shape
+    return ValueError(
+        f"modes of shape {(batch,) if seq == 1 else (batch, seq)} do not fit {what}; "
         "give one mode for each example of the batch, or one for each of its positions"
     )
 
@@ -135,47 +150,54 @@ def _linear(frozen: Frozen, x: Tensor, spared: Tensor | None) -> Tensor:
     bias = module.bias
     if spared is None:
         return F.linear(x, weight, bias)
-    rows, columns, whole_bias = _features(frozen)
+    rows, columns, biases = _features(frozen)
     device = x.device.type
     if torch.is_autocast_enabled(device):  # a function of our own is not cast by it
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    y: Tensor = _MaskedLinear.apply(x, weight, bias, over(spared, x), rows, columns, whole_bias)  # type: ignore[no-untyped-call]
+    y: Tensor = _MaskedLinear.apply(x, weight, bias, over(spared, x), rows, columns, biases)  # type: ignore[no-untyped-call]
     return y
 
 
 Runs = tuple[tuple[int, int], ...]
 
 
-def _features(frozen: Frozen) -> tuple[Runs, Runs, bool]:
-    """(outputs whose weights and bias are frozen, inputs whose weights are, whether all of the bias is)."""
-    module: Any = frozen.module
+def _features(frozen: Frozen) -> tuple[Runs, Runs, Runs]:
+    """(outputs whose weights are frozen, inputs whose weights are, outputs whose bias is)."""
     rows: list[tuple[int, int]] = []
     columns: list[tuple[int, int]] = []
-    whole_bias = False
+    biases: list[tuple[int, int]] = []
     for name, parts in frozen.parts.items():
         for dim, start, stop in parts:
             if name.startswith("bias"):
-                whole_bias |= stop - start == len(module.bias)
-            elif (dim == 0) != isinstance(module, Conv1D):
+                biases.append((start, stop))
+            elif (dim == 0) != isinstance(frozen.module, Conv1D):
                 rows.append((start, stop))
             else:
                 columns.append((start, stop))
-    return tuple(rows), tuple(columns), whole_bias
+    return tuple(rows), tuple(columns), tuple(biases)
 
 
 class _MaskedLinear(torch.autograd.Function):
     """y = x W^T + b, and in backward, with k = 1 - spared at each position:
 
-    dL/dx = g W, dL/dW[r] = (k g[r])^T x for frozen outputs r, dL/dW[:, c] = g^T (k x[c]) for frozen inputs c.
+    dL/dx = g W, dL/dW[r] = (k g[r])^T x for frozen outputs r, dL/dW[:, c] = g^T (k x[c]) for frozen inputs c,
+    dL/db[r] = sum of k g[r] for frozen outputs r.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spared: Tensor, rows: Runs, columns: Runs, whole: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        spared: Tensor,
+        rows: Runs,
+        columns: Runs,
+        biases: Runs,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, spared)
-        ctx.rows, ctx.columns, ctx.whole_bias = rows, columns, whole
+        ctx.rows, ctx.columns, ctx.biases = rows, columns, biases
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -187,7 +209,7 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = masked.flatten(0, -2).t() @ _silenced(x, ctx.columns, spared).flatten(0, -2)
         if ctx.needs_input_grad[2]:
-            db = (g.masked_fill(spared, 0.0) if ctx.whole_bias else masked).flatten(0, -2).sum(0)
+            db = (masked if ctx.biases == ctx.rows else _silenced(g, ctx.biases, spared)).flatten(0, -2).sum(0)
         return dx, dw, db, None, None, None, None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,12 +22,12 @@ from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.loss import Loss, Variant, evaluate_categories
-from sgtm.model.build import build_model
+from sgtm.model.attach import export_module
+from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
 from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
-from sgtm.model.partition import Partition
 from sgtm.model.strategies import STRATEGIES
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
@@ -91,7 +92,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     method = method_of(config)
     checkpoint = _open_folder(config, folder, resume)
     tune_malloc()
-    data = PreparedData.load(config.data)
+    data = PreparedData.load(config.data, config.partition.names)
     rows, sampler, counts = _labelled(config, method, data.train)
     set_seed(config.seed)
     model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
@@ -127,38 +128,95 @@ def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
         raise ConfigError(f"{folder} holds no finished run (no model/ in it); train it to its end, or --resume it")
     config = load(folder / "config.yaml")
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
-    strategy, p = method_of(config).strategy, config.partition
+    strategy = method_of(config).strategy
     if strategy is None:
         return config, model, None
     if isinstance(model, GPTNeoForCausalLMSGTM):
         return config, model, model.sgtm
-    return config, model, SGTM(Partition.of(model, p.heads, p.neurons, p.layers), strategy, p.joint)
+    return config, model, mask(model, config.partition, strategy)
 
 
-def evaluate_run(folder: Path, rows: int | None, batch_size: int) -> dict[tuple[Category, Variant], Loss]:
-    """Evaluate a finished run anew, calibration included."""
+def evaluate_run(
+    folder: Path, rows: int | None, batch_size: int, without: Sequence[str] = ()
+) -> dict[tuple[Category, Variant], Loss]:
+    """Evaluate a finished run anew, calibration included.
+
+    Args:
+        without: the domains that the ablated and the calibrated model are without; all by default.
+
+    Raises:
+        ConfigError: no finished run, or an unknown domain.
+    """
     config, model, sgtm = load_run(folder)
+    if without:
+        _check_domains(folder, sgtm, without)
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     tune_malloc()
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
-    return Evaluation(config, model, sgtm, PreparedData.load(config.data))(config.train.steps)
+    data = PreparedData.load(config.data, config.partition.names)
+    return Evaluation(config, model, sgtm, data, without)(config.train.steps)
 
 
-def export_run(folder: Path, out: Path) -> Export:
-    """Export a finished run's model without its forget units."""
+def export_run(folder: Path, out: Path, without: Sequence[str] = (), verify: bool = False) -> Export:
+    """Export a finished run's model without its forget units, or without those of some domains.
+
+    Where the run's data is still there, the losses of the exported model are measured for its card.
+    """
+    config, model, sgtm = load_run(folder)
+    sgtm = _check_domains(folder, sgtm, without)
+    losses = None
+    try:
+        data = PreparedData.load(config.data, config.partition.names)
+    except ConfigError as error:
+        print(f"no losses for the model card: {error}")
+    else:
+        losses = _card_losses(config, model, sgtm, data, without)
+    return export(model, sgtm, out, load_tokenizer(str(folder / "model")), without, verify, losses)
+
+
+def export_module_of_run(folder: Path, domain: str, out: Path) -> int:
+    """Write the units of one domain of a finished run; returns the number of parameters."""
     _, model, sgtm = load_run(folder)
+    return export_module(model, _check_domains(folder, sgtm, [domain]).partition, domain, out)
+
+
+def _card_losses(
+    config: RunConfig, model: PreTrainedModel, sgtm: SGTM, data: PreparedData, without: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    losses: dict[str, dict[str, float]] = {}
+    names = {"intact": "before removal", "ablated": "this checkpoint"}
+    test = Evaluation(config, model, sgtm, data).test
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        found = evaluate_categories(model, test, sgtm, None, config.evaluate.batch_size, without)
+    for (category, variant), loss in found.items():
+        losses.setdefault(category, {})[names[variant]] = loss.mean
+    return losses
+
+
+def _check_domains(folder: Path, sgtm: SGTM | None, without: Sequence[str]) -> SGTM:
     if sgtm is None:
         raise ConfigError(
             f"{folder} has no forget units to remove (method none or filter); its model/ is stock already"
         )
-    return export(model, sgtm, out, load_tokenizer(str(folder / "model")))
+    try:
+        sgtm.partition.select_domains(without)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    return sgtm
 
 
 class Evaluation:
     """Losses of the test split, and a calibration of the final model."""
 
-    def __init__(self, config: RunConfig, model: PreTrainedModel, sgtm: SGTM | None, data: PreparedData) -> None:
-        self.config, self.model, self.sgtm = config, model, sgtm
+    def __init__(
+        self,
+        config: RunConfig,
+        model: PreTrainedModel,
+        sgtm: SGTM | None,
+        data: PreparedData,
+        without: Sequence[str] = (),
+    ) -> None:
+        self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
         rows = config.evaluate.rows
         self.test = {c: data.test.of(c, rows, config.seed) for c in data.test.present}
         self.train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
@@ -176,8 +234,9 @@ class Evaluation:
         c = self.config
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=c.train.precision == "bf16"):
             if step >= c.train.steps or c.calibrate.every_evaluation:
-                self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed)
-            self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, c.evaluate.batch_size)
+                self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
+            size = c.evaluate.batch_size
+            self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, size, self.without)
         return self.losses
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from sgtm.config import CATEGORIES, Category
+from sgtm.config import Category
 from sgtm.evaluate.loss import Loss, Variant
 
 VARIANTS: tuple[Variant, ...] = ("intact", "ablated", "calibrated")
@@ -18,7 +18,8 @@ def print_losses(methods: Mapping[str, Losses]) -> None:
 
 
 def print_table(methods: Mapping[str, Mapping[tuple[Category, Variant], float]]) -> None:
-    keys = [(c, v) for c in CATEGORIES for v in VARIANTS if any((c, v) in losses for losses in methods.values())]
+    categories = dict.fromkeys(category for losses in methods.values() for category, _ in losses)
+    keys = [(c, v) for c in categories for v in VARIANTS if any((c, v) in losses for losses in methods.values())]
     table = Table(title="test loss, nats per token", title_justify="left")
     table.add_column("")
     for category, variant in keys:

@@ -1,21 +1,9 @@
-"""Every test that asks for ``family``, ``strategy`` or ``joint`` runs for all of them."""
-
-from collections.abc import Iterator
+"""Every test that asks for ``family``, ``strategy`` or ``case`` (both, and joint parameters) runs for all of them."""
 
 import pytest
-import torch
 
 from sgtm.model.strategies import STRATEGIES
-from sgtm.model.tests.families import FAMILIES, Family, Joint
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """These models are so small that threads only wait for each other: minutes, where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from sgtm.model.tests.families import CASES, FAMILIES, Case, Family
 
 
 @pytest.fixture(params=FAMILIES)
@@ -28,6 +16,6 @@ def strategy(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=[(), ("embeddings", "norms")], ids=["joint_updated", "joint_frozen"])
-def joint(request: pytest.FixtureRequest) -> Joint:
-    return request.param
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]

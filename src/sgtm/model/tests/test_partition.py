@@ -8,15 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from sgtm.model.architectures import ARCHITECTURES
+from sgtm.model.architectures import ARCHITECTURES, REFUSED
 from sgtm.model.partition import Partition
 from sgtm.model.split_linear import SplitLinearOut
-from sgtm.model.tests.families import FAMILIES, FORGET, JOINT, RETAIN, Family, logits
+from sgtm.model.tests.families import FAMILIES, FORGET, JOINT, RETAIN, Family, logits, spans
 
 
 def partition_of(name: str) -> Partition:
     family = FAMILIES[name]
     return Partition.of(family.model(), **family.units)
+
+
+def stand_in(model_type: str, **settings: bool) -> nn.Module:
+    """A model that has nothing but a configuration."""
+    model = nn.Linear(2, 2)
+    model.config = SimpleNamespace(model_type=model_type, **settings)
+    return model
 
 
 def owned(partition: Partition, family: Family, owner: int) -> dict[str, int]:
@@ -26,7 +33,16 @@ def owned(partition: Partition, family: Family, owner: int) -> dict[str, int]:
 
 def test_every_row_has_a_tiny_model() -> None:
     tested = {family.config.model_type for family in FAMILIES.values()}
-    assert tested | {"gpt_neo_sgtm"} == set(ARCHITECTURES)  # the latter: test_gpt_neo.py
+    without_units = {name for name, row in ARCHITECTURES.items() if row.no_heads and row.no_neurons}
+    elsewhere = {"gpt_neo_sgtm"}  # test_gpt_neo.py
+    assert tested | without_units | elsewhere == set(ARCHITECTURES)
+
+
+def test_tiny_models_have_all_units_that_their_family_can() -> None:
+    for model_type, row in ARCHITECTURES.items():
+        families = [family for family in FAMILIES.values() if family.config.model_type == model_type]
+        assert any(family.heads for family in families) or row.no_heads or not families
+        assert any(family.neurons for family in families) or row.no_neurons or not families
 
 
 # ---- Errors: value, rule, remedy
@@ -42,6 +58,12 @@ def test_every_row_has_a_tiny_model() -> None:
         ("gpt_neo", {}, "heads=0 and neurons=0 leave no forget units"),
         ("llama_grouped", {"heads": 1}, "heads=1 splits a key/value group of 2 heads; use a multiple of 2"),
         ("llama_grouped", {"heads": 3}, "heads=3 splits a key/value group of 2 heads; use a multiple of 2"),
+        ("phi3", {"heads": 1}, "heads=1 splits a key/value group of 2 heads; use a multiple of 2"),
+        ("falcon_groups", {"heads": 3}, "heads=3 splits a key/value group of 2 heads; use a multiple of 2"),
+        ("falcon", {"heads": 1}, "heads=1 splits a key/value group of 4 heads; use heads=0"),
+        ("gpt_bigcode", {"heads": 1}, "heads=1 splits a key/value group of 4 heads; use heads=0"),
+        ("olmo2", {"heads": 2}, "olmo2 cannot have forget heads: its query and key norms span all heads"),
+        ("mixtral", {"neurons": 1}, "mixtral cannot have forget neurons: its neurons lie in experts"),
         ("gpt_neo", {"heads": 1, "layers": [2]}, r"layers=\[2\] of a model with 2 layers; .* from 0 to 1"),
         ("gpt_neo", {"heads": 1, "layers": [-1]}, r"layers=\[-1\] of a model with 2 layers"),
         ("gpt_neo", {"heads": 1, "layers": [1, 1]}, r"layers=\[1, 1\] .*different indices"),
@@ -62,10 +84,50 @@ def test_one_shared_key_has_no_forget_heads() -> None:
 
 @pytest.mark.parametrize(("model_type", "near"), [("lama", "'llama'"), ("gpt_nea", "'gpt_neo'")])
 def test_unknown_family_names_the_nearest(model_type: str, near: str) -> None:
-    model = nn.Linear(2, 2)
-    model.config = SimpleNamespace(model_type=model_type)
     with pytest.raises(ValueError, match=f"no architecture for model_type='{model_type}'; did you mean {near}"):
-        Partition.of(model, neurons=1)
+        Partition.of(stand_in(model_type), neurons=1)
+
+
+@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if row.no_heads and row.no_neurons])
+def test_families_without_units(model_type: str) -> None:
+    for units, reason in (("heads", "norms span all heads"), ("neurons", "neurons lie in experts")):
+        with pytest.raises(ValueError, match=rf"{model_type} cannot have forget {units}: .*{reason}.*; use {units}=0"):
+            Partition.of(stand_in(model_type), **{units: 1})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("bitnet", "norms between units and output projections"),
+        ("diffllama", "subtracts one head from another"),
+        ("doge", "reads all heads"),
+        ("gpt_oss", "sink of its own"),
+        ("codegen", "four shards"),
+        ("mpt", "ALiBi"),
+    ],
+)
+def test_families_that_mix_their_units(model_type: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"model_type='{model_type}' is refused: .*{reason}"):
+        Partition.of(stand_in(model_type), neurons=1)
+
+
+def test_every_refused_family_is_tested() -> None:
+    (mark,) = test_families_that_mix_their_units.pytestmark
+    assert {model_type for model_type, _ in mark.args[1]} == set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "setting", "reason"),
+    [
+        ("cohere", "use_qk_norm", "each head has norm weights of its own"),
+        ("falcon", "alibi", "ALiBi"),
+        ("phi", "qk_layernorm", "not tested"),
+        ("stablelm", "qk_layernorm", "each head has norms of its own"),
+    ],
+)
+def test_settings_that_break_a_law(model_type: str, setting: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{model_type} with {setting}=True is refused: .*{reason}.*; use {setting}=F"):
+        Partition.of(stand_in(model_type, **{setting: True}), neurons=1)
 
 
 def test_model_without_configuration() -> None:
@@ -251,9 +313,10 @@ def test_split_projections_hold_the_same_units(shift: int) -> None:
     partition = Partition.of(whole, **family.units)
     split = family.model()
     for i in range(2):
-        for path, k in family.ins.items():
+        for path, forget in (family.attn.ins | family.mlp.ins).items():
             linear = split.get_submodule(f"transformer.h.{i}.{path}")
-            parts = SplitLinearOut.from_linear(linear, linear.out_features - k + shift)
+            ((start, _),) = spans(forget)
+            parts = SplitLinearOut.from_linear(linear, start + shift)
             split.set_submodule(f"transformer.h.{i}.{path}", parts)
     counts = Partition.of(split, **family.units)
     assert counts.num_parameters() == partition.num_parameters()
