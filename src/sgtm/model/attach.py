@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,12 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sgtm.config import ConfigError
-from sgtm.model.export import on_stock
+from sgtm.model.export import KEPT, on_stock
 from sgtm.model.partition import Partition, Units
 from sgtm.model.surgery import Plans, num_units, resized, stock
 
 _FORMAT = "sgtm.module"
-_KINDS = ("attn", "mlp")
 
 
 @torch.no_grad()
@@ -75,16 +72,11 @@ def attach(model: PreTrainedModel, file: str | Path) -> PreTrainedModel:
     model = stock(model)
     if model.config.model_type != about["model_type"]:
         raise ValueError(f"{file} belongs to a {about['model_type']}, this model is a {model.config.model_type}")
-    whole, places = _with_places(model, about, file)
     layers, domain = json.loads(about["layers"]), about["domain"]
-    try:
-        partition = Partition.of(whole, layers=layers, domains=_neighbours(whole, places, domain))
-    except ValueError as error:
-        raise ValueError(f"{file} does not fit this model: {error}") from error
-    if (
-        _fingerprint(Partition.of(whole, layers=layers, domains=_all_forget(about, num_units(whole))))
-        != about["fingerprint"]
-    ):
+    domains = {name: Units(*counts) for name, counts in json.loads(about["domains"]).items()}
+    whole = _in_full(model, about, domains, file)
+    partition = Partition.of(whole, layers=layers, domains=domains)
+    if _fingerprint(partition) != about["fingerprint"]:
         raise ValueError(
             f"{file} was trained with other retained weights than this model's (the fingerprints differ, dtype "
             "included); attach it to the model that it was exported from"
@@ -100,73 +92,35 @@ def attach(model: PreTrainedModel, file: str | Path) -> PreTrainedModel:
     return whole
 
 
-Places = dict[str, tuple[int, int]]  # kind (attn, mlp) -> first unit, number of units
-
-
-def _with_places(model: PreTrainedModel, about: dict[str, str], file: Any) -> tuple[PreTrainedModel, Places]:
-    """The model with units of zeros where those of the domain belong, and where that is."""
-    domains: dict[str, list[int]] = json.loads(about["domains"])
+def _in_full(
+    model: PreTrainedModel, about: dict[str, str], domains: dict[str, Units], file: str | Path
+) -> PreTrainedModel:
+    """The model with units of zeros for every domain that was cut out of it."""
     original: dict[str, int] = json.loads(about["units"])
-    places: Places = {}
+    kept = getattr(model.config, KEPT, ())
     plans: dict[str, Plans] = {"attn": {}, "mlp": {}}
     for kind, present in num_units(model).items():
-        counts = {name: units[_KINDS.index(kind)] for name, units in domains.items()}
-        count = counts[about["domain"]]
         if present == original[kind]:
-            names = list(domains)
-            start = original[kind] - sum(counts[n] for n in names[names.index(about["domain"]) :])
-        else:
-            start = _gap(present, original[kind], counts, about["domain"], kind, file)
-            plan = [*range(start), *[None] * count, *range(start, present)]
-            plans[kind] = dict.fromkeys(range(model.config.num_hidden_layers), plan) if count else {}
-        places[kind] = (start, count)
+            continue
+        name = "heads" if kind == "attn" else "neurons"
+        retain = original[kind] - sum(getattr(units, name) for units in domains.values())
+        if present != retain + sum(getattr(domains[domain], name) for domain in kept if domain in domains):
+            raise ValueError(
+                f"{file} belongs to a model of {original[kind]} {name} a layer, {retain} of them retained; this one "
+                f"has {present}"
+            )
+        plan: list[int | None] = [*range(retain)]
+        for domain, units in domains.items():
+            count = getattr(units, name)
+            first = sum(unit is not None for unit in plan)
+            plan += range(first, first + count) if domain in kept else [None] * count
+        plans[kind] = dict.fromkeys(range(model.config.num_hidden_layers), plan)
     if not plans["attn"] and not plans["mlp"]:
-        return model, places
-    return resized(model, plans["attn"], plans["mlp"]), places
-
-
-def _gap(present: int, original: int, counts: dict[str, int], domain: str, kind: str, file: Any) -> int:
-    """The first unit of ``domain`` among the ``present`` units of a model that lacks it, and perhaps other domains."""
-    retain = original - sum(counts.values())
-    names = list(counts)
-    before, after = names[: names.index(domain)], names[names.index(domain) + 1 :]
-    starts = {
-        retain + sum(counts[n] for n in chosen)
-        for size in range(len(before) + 1)
-        for chosen in combinations(before, size)
-        for rest in range(len(after) + 1)
-        for others in combinations(after, rest)
-        if retain + sum(counts[n] for n in (*chosen, *others)) == present
-    }
-    name = "heads" if kind == "attn" else "neurons"
-    if not starts:
-        raise ValueError(
-            f"{file} belongs to a model of {original} {name} a layer, {retain} of them retained; this one has {present}"
-        )
-    if len(starts) > 1:
-        raise ValueError(
-            f"the {present} {name} of this model do not tell which domains are in it; attach them in the order "
-            f"{', '.join(names)}, or to the whole model with zeros"
-        )
-    return starts.pop()
-
-
-def _neighbours(whole: PreTrainedModel, places: Places, domain: str) -> dict[str, Units]:
-    """``domain`` at its place, as a partition: what is retained or of other domains stands before and after it."""
-    total = num_units(whole)
-    after = {kind: total[kind] - start - count for kind, (start, count) in places.items()}
-    units = {domain: Units(*(places[k][1] if k in places else 0 for k in _KINDS))}
-    if any(after.values()):
-        units[f"{domain}_after"] = Units(*(after.get(k, 0) for k in _KINDS))
-    return units
-
-
-def _all_forget(about: dict[str, str], present: dict[str, int]) -> dict[str, Units]:
-    """All units but the retained ones."""
-    counts = list(json.loads(about["domains"]).values())
-    original = json.loads(about["units"])
-    lost = [present.get(k, 0) - original.get(k, 0) + sum(units[i] for units in counts) for i, k in enumerate(_KINDS)]
-    return {"forget": Units(*lost)}
+        return model
+    whole = resized(model, plans["attn"], plans["mlp"])
+    if hasattr(whole.config, KEPT):
+        delattr(whole.config, KEPT)
+    return whole
 
 
 def _fingerprint(partition: Partition) -> str:

@@ -20,6 +20,7 @@ from sgtm.model.partition import Partition, Slice
 from sgtm.model.sublayers import layers_of
 from sgtm.model.surgery import Plans, can_resize, num_units, resized, stock
 
+KEPT = "sgtm_domains"  # in the configuration of an export: the domains that are still in it
 _PROBE = (4, 32)  # rows and tokens of the verification
 _ROUNDING_STEPS = 1000  # tolerated difference, in rounding steps of the largest logit ...
 _TOLERANCE = 0.02  # ... and at most this share of it: low precision is no licence
@@ -56,6 +57,8 @@ def export(
     plain = stock(model)
     partition = on_stock(plain, sgtm.partition)
     smaller, cut = _without(plain, partition, removed)
+    if kept := [domain for domain in partition.domains if domain not in removed]:
+        setattr(smaller.config, KEPT, kept)
     smaller.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -102,14 +105,13 @@ def scan(folder: Path, partition: Partition, domains: Sequence[str]) -> int:
             vectors = vectors[vectors.any(1)]
             wanted.setdefault(vectors.shape[1], []).append((s, vectors))
     generator = torch.Generator().manual_seed(0)
-    keys = {size: torch.randn(size, dtype=torch.float64, generator=generator) for size in wanted}
+    keys = {size: torch.randint(-(2**62), 2**62, (size,), generator=generator) for size in wanted}
     for name, matrix in _matrices(folder):
         for vectors in (matrix, matrix.t()):
             size = vectors.shape[1]
             for s, lost in wanted.get(size, ()):
                 stored = vectors.to(lost.dtype)
-                # Equal vectors have equal projections; the few that collide are compared themselves.
-                near = torch.isin(_projected(stored, keys[size]), _projected(lost, keys[size]))
+                near = torch.isin(_hashes(stored, keys[size]), _hashes(lost, keys[size]))
                 if near.any() and (stored[near][:, None] == lost[None]).all(-1).any():
                     raise RuntimeError(
                         f"{folder} still holds weights of {s.domain} ({s.name}) in {name}; do not use it"
@@ -117,9 +119,10 @@ def scan(folder: Path, partition: Partition, domains: Sequence[str]) -> int:
     return sum(len(lost) for found in wanted.values() for _, lost in found)
 
 
-def _projected(vectors: Tensor, key: Tensor) -> Tensor:
-    """One number for each vector; the same for the same vector, whatever stands around it."""
-    return (vectors.double() * key).sum(1)
+def _hashes(vectors: Tensor, key: Tensor) -> Tensor:
+    """One number for each vector, by its bits: integer sums do not depend on their order."""
+    bits = vectors.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[vectors.itemsize])
+    return (bits.long() * key).sum(1)
 
 
 def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
