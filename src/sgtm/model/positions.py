@@ -7,6 +7,8 @@ stands, position by position:
 - activations: units that the mode silences (or detaches) are silent (detached) *at that position*;
 - gradients: what is computed at that position with a parameter that the mode may not change counts as computed with a
   constant, ``where(mask, W, W.detach())``. All else is trained. The gradient with respect to activations is whole.
+  Units that a mode silences are silent, not constant: keys and values of forget heads at a retain position still learn
+  from forget positions that read them.
 
 Attention lets positions read each other, whatever their modes: a later retain position reads the key and value of an
 earlier forget position, and each was computed as its own position's mode says. So the loss of a retain position that
@@ -129,6 +131,11 @@ def _twice(frozen: Frozen, forward: Forward, spared: Tensor | None, *args: Any, 
     y = forward(*args, **kwargs)
     if spared is None:
         return y
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"{type(frozen.module).__name__} holds {sorted(frozen.parts)}, which forget positions leave alone, and gives "
+            "more than one tensor: only whole batches of one mode can do that; leave it out of joint"
+        )
     constant = {name: _constant(frozen.module.get_parameter(name), parts) for name, parts in frozen.parts.items()}
     with _forward(frozen.module, forward):
         z = functional_call(frozen.module, constant, args, kwargs)

@@ -64,9 +64,14 @@ class BlockParameters:
         ]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep copies and weights equal around every step, and clear the parts' gradients after it."""
-        optimizer.register_step_pre_hook(lambda *_: self._read())
-        optimizer.register_step_post_hook(lambda *_: self._write())
+        """Keep copies and weights equal around every step, and clear the parts' gradients after it.
+
+        Several optimizers may share the parts (Muon for matrices, AdamW for the rest): attach each.
+        """
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parts = [part for part in self.parts if id(part.param) in own]
+        optimizer.register_step_pre_hook(lambda *_: _read(parts))
+        optimizer.register_step_post_hook(lambda *_: _write(parts))
 
     def set_gradients(self, modes: Iterable[str] | None = None) -> None:
         """Give each part its share of its weight's gradient, ready for ``optimizer.step()``.
@@ -94,19 +99,21 @@ class BlockParameters:
                 found.setdefault(part.block.owner, []).append(part.param.grad)
         yield from found.items()
 
-    @torch.no_grad()
-    def _read(self) -> None:
-        for part in self.parts:
-            if part.is_copy and part.param.grad is not None:
-                part.param.copy_(part.block.slice.of(part.weight))  # type: ignore[union-attr]
-                part.param.grad = part.param.grad.contiguous()  # after clipping, which changes the weight's gradient
 
-    @torch.no_grad()
-    def _write(self) -> None:
-        for part in self.parts:
-            if part.is_copy and part.param.grad is not None:
-                part.block.slice.of(part.weight).copy_(part.param)  # type: ignore[union-attr]
-            part.param.grad = None
+@torch.no_grad()
+def _read(parts: list[_Part]) -> None:
+    for part in parts:
+        if part.is_copy and part.param.grad is not None:
+            part.param.copy_(part.block.slice.of(part.weight))  # type: ignore[union-attr]
+            part.param.grad = part.param.grad.contiguous()  # after clipping, which changes the weight's gradient
+
+
+@torch.no_grad()
+def _write(parts: list[_Part]) -> None:
+    for part in parts:
+        if part.is_copy and part.param.grad is not None:
+            part.block.slice.of(part.weight).copy_(part.param)  # type: ignore[union-attr]
+        part.param.grad = None
 
 
 def _storage(p: Tensor) -> int:

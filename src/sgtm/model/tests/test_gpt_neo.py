@@ -635,7 +635,7 @@ def test_the_decoder_and_the_language_model_share_one_mask() -> None:
     assert model.sgtm.partition.model is model
     assert "lm_head.bias" in model.sgtm.partition.joint
     hooked = [len(m._forward_pre_hooks) for m in model.modules() if m._forward_pre_hooks]
-    assert hooked == [1] * 4  # the output projections of attention and MLP in two layers
+    assert hooked == [1] * 5  # the embedding, and the output projections of attention and MLP in two layers
     with torch.no_grad():
         hidden = model.transformer(batch()["input_ids"], sgtm_mode="retain").last_hidden_state
         assert torch.equal(model.lm_head(hidden), logits(model, "retain"))

@@ -18,6 +18,11 @@ def copies(slices):
     return [s.of(s.param).detach().clone() for s in slices]
 
 
+def weight_of(part):
+    weight = part.weight.detach()
+    return (part.block.slice.of(weight) if part.block.slice else weight).clone()
+
+
 def run(model, sgtm, optimizer, blocks, mode, steps, strict, first=0):
     for i in range(first, first + steps):
         with sgtm.batch(mode):
@@ -27,19 +32,66 @@ def run(model, sgtm, optimizer, blocks, mode, steps, strict, first=0):
         model.zero_grad()
 
 
-def make(optimizer_class, strategy="parameter_masking", **kwargs):
+def make(optimizer_class, strategy="parameter_masking", contiguous=False, by_owner=False, **kwargs):
     model = tiny_model()
     sgtm = masked(model, strategy)
-    blocks = BlockParameters(sgtm)
+    blocks = BlockParameters(sgtm, contiguous)
     names = {n for n, _ in model.named_parameters()}
-    return model, sgtm, blocks, optimizer_class(blocks.groups(1e-2, 0.1, names), **kwargs)
+    optimizer = optimizer_class(blocks.groups(1e-2, 0.1, names, by_owner=by_owner), **kwargs)
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        blocks.attach(each)
+    return model, sgtm, blocks, optimizer
+
+
+class Lion(torch.optim.Optimizer):
+    """The sign of an interpolated momentum (arXiv:2302.06675), with decoupled weight decay."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * momentum.lerp(p.grad, 1 - group["betas"][0]).sign())
+                momentum.lerp_(p.grad, 1 - group["betas"][1])
+
+
+class MuonAndAdamW:
+    """As Muon is used: matrices under Muon (each part orthogonalised by itself), vectors under AdamW."""
+
+    def __init__(self, groups):
+        split = {
+            n: [{**g, "params": [p for p in g["params"] if (p.ndim == 2) is (n == 2)]} for g in groups] for n in (1, 2)
+        }
+        self.optimizers = [
+            torch.optim.Muon([g for g in split[2] if g["params"]]),
+            torch.optim.AdamW([g for g in split[1] if g["params"]]),
+        ]
+
+    @property
+    def state(self):
+        return {**self.optimizers[0].state, **self.optimizers[1].state}
+
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 OPTIMIZERS = [
     pytest.param(torch.optim.AdamW, {"foreach": False}, id="adamw"),
     pytest.param(torch.optim.AdamW, {"foreach": True}, id="adamw_foreach"),
+    pytest.param(torch.optim.AdamW, {"fused": True, "contiguous": True}, id="adamw_fused"),
     pytest.param(torch.optim.SGD, {"momentum": 0.9}, id="sgd_momentum"),
     pytest.param(torch.optim.Adafactor, {}, id="adafactor"),
+    pytest.param(Lion, {}, id="lion"),
+    pytest.param(MuonAndAdamW, {}, id="muon"),
+    pytest.param(MuonAndAdamW, {"contiguous": True}, id="muon_contiguous"),
+    pytest.param(torch.optim.AdamW, {"by_owner": True}, id="adamw_per_block"),
 ]
 
 
@@ -50,15 +102,15 @@ def test_strict_leaves_masked_slices_and_their_state_alone(optimizer_class, kwar
     run(model, sgtm, optimizer, blocks, "default", 5, strict=True)  # so that momentum exists
     still = [p for p in blocks.parts if mode not in p.block.modes]
     moving = [p for p in blocks.parts if mode in p.block.modes]
-    before = [p.param.detach().clone() for p in still]
+    before = [weight_of(p) for p in still]
     states = [{k: torch.as_tensor(v).clone() for k, v in optimizer.state[p.param].items()} for p in still]
-    moved = [p.param.detach().clone() for p in moving]
+    moved = [weight_of(p) for p in moving]
     run(model, sgtm, optimizer, blocks, mode, STEPS, strict=True, first=5)
-    assert all(torch.equal(p.param, old) for p, old in zip(still, before, strict=True))
+    assert all(torch.equal(weight_of(p), old) for p, old in zip(still, before, strict=True))
     for p, state in zip(still, states, strict=True):
         assert state or optimizer_class is torch.optim.SGD
         assert all(torch.equal(torch.as_tensor(optimizer.state[p.param][k]), v) for k, v in state.items())
-    assert not any(torch.equal(p.param, old) for p, old in zip(moving, moved, strict=True))
+    assert not any(torch.equal(weight_of(p), old) for p, old in zip(moving, moved, strict=True))
 
 
 def test_what_stands_still_is_what_the_method_says():
@@ -126,3 +178,30 @@ def test_views_follow_a_model_whose_weights_get_new_storage():
     before = copies(sgtm.partition.forget)
     run(model, sgtm, optimizer, blocks, "forget", 1, strict=True)
     assert not any(map(torch.equal, copies(sgtm.partition.forget), before))
+
+
+@pytest.mark.parametrize(("optimizer_class", "kwargs"), [(torch.optim.AdamW, {"fused": True}), (Lion, {})])
+def test_contiguous_copies_train_like_views(optimizer_class, kwargs):
+    """Fused AdamW would write to wrong elements of views with strides; the copies are read and written back."""
+    copied = make(optimizer_class, contiguous=True, **kwargs)
+    viewed = make(optimizer_class, **({"foreach": False} if kwargs else {}))
+    assert any(part.is_copy for part in copied[2].parts)
+    assert not any(part.is_copy for part in viewed[2].parts)
+    for i in range(9):
+        for model, sgtm, blocks, optimizer in (copied, viewed):
+            run(model, sgtm, optimizer, blocks, ("default", "forget", "retain")[i % 3], 1, strict=True, first=i)
+    for (name, a), (_, b) in zip(copied[0].named_parameters(), viewed[0].named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_each_block_counts_its_own_steps():
+    """A block's step count is the number of steps that its owner took part in."""
+    _, _, blocks, optimizer = setting = make(torch.optim.AdamW, by_owner=True)
+    model, sgtm = setting[:2]
+    for mode, steps in (("default", 2), ("forget", 3), ("retain", 4)):
+        run(model, sgtm, optimizer, blocks, mode, steps, strict=True)
+    taken = {"retain": 6, "forget": 5}
+    for part in blocks.parts:
+        if part.block.owner in taken:
+            assert optimizer.state[part.param]["step"] == taken[part.block.owner], part.block
+    assert [g["owner"] for g in optimizer.param_groups] == [o for o in ("joint", "retain", "forget") for _ in (0, 1)]

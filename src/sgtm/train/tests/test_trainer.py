@@ -13,6 +13,7 @@ from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
+from sgtm.train.tests.test_optimizer import Lion
 from sgtm.train.trainer import SGTMTrainer
 
 STRATEGIES = ["parameter_masking", "gradient_routing", "activation_masking"]
@@ -110,7 +111,14 @@ def test_every_row_is_seen_once_an_epoch_in_a_new_order(make_trainer, rows):
         assert not Counter(epoch) - everything
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"trainer_update": "strict", "trainer_forget_lr_scale": 0.3}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"trainer_update": "strict", "trainer_forget_lr_scale": 0.3},
+        {"trainer_update": "per_block", "optim": "adamw_torch_fused"},
+    ],
+)
 @pytest.mark.parametrize("resume_at", [2, 40])
 def test_a_resumed_run_equals_an_unbroken_one(make_trainer, tmp_path, rows, kwargs, resume_at):
     """Law 12, in the first and in a later epoch."""
@@ -137,6 +145,49 @@ def test_plain_rows_with_a_mode_will_do(make_trainer, rows):
     trainer = make_trainer(train_dataset=plain)
     assert trainer.train().training_loss > 0
     assert len(trainer.sampler) == 40
+
+
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad", (Lion, {"lr": 1e-3})]
+)
+@pytest.mark.parametrize("update", ["strict", "per_block"])
+def test_trainer_leaves_retain_slices_alone_on_forget_rows(make_trainer, rows, optim, update):
+    """With weight decay, in the second of two stretches, when momentum is there already."""
+    only_forget = rows.select((rows.modes == MODES.index("forget")).nonzero()[0])
+    named = {"optim": optim} if isinstance(optim, str) else {"trainer_optimizer_cls_and_kwargs": optim}
+    trainer = make_trainer(train_dataset=only_forget, trainer_update=update, max_steps=10, **named)
+    partition = trainer.sgtm.partition
+    before, forget = ([s.of(s.param).detach().clone() for s in side] for side in (partition.retain, partition.forget))
+    trainer.train()
+    assert all(torch.equal(s.of(s.param), old) for s, old in zip(partition.retain, before, strict=True))
+    assert not any(torch.equal(s.of(s.param), old) for s, old in zip(partition.forget, forget, strict=True))
+
+
+def test_per_block_clips_each_block_by_its_own_norm(make_trainer):
+    trainer = make_trainer(trainer_update="per_block", max_steps=1, max_grad_norm=1e-3)
+    norms = {}
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: norms.update(
+            {o: torch.nn.utils.get_total_norm(g).item() for o, g in trainer.blocks.gradients_by_owner()}
+        )
+    )
+    trainer.train()
+    assert norms == {owner: pytest.approx(1e-3, rel=1e-2) for owner in ("joint", "retain", "forget")}
+
+
+def test_positions_with_modes_train_in_one_pass(make_trainer, rows):
+    """mode (batch, seq) of whole examples gives what mode (batch,) gives."""
+    plain = [rows[i] for i in range(40)]
+    spread = [{**row, "mode": np.full(len(row["input_ids"]), row["mode"])} for row in plain]
+    by_example = make_trainer(train_dataset=plain, max_steps=3, learning_rate=1e-3)
+    by_example.train()
+    by_position = make_trainer(train_dataset=spread, max_steps=3, learning_rate=1e-3, trainer_update="strict")
+    by_position.train()
+    for (name, a), (_, b) in zip(
+        by_example.model.named_parameters(), by_position.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_an_optimizer_that_cannot_take_views_is_refused(make_trainer):
