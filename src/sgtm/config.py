@@ -35,6 +35,7 @@ def modes(domains: Iterable[str]) -> tuple[Mode, ...]:
     return ("default", "retain", *domains)
 
 
+_MEANT = ("default", "retain", "joint", "adjacent", "unlabeled")  # names with a meaning of their own
 CATEGORIES, LABELS, MODES = categories(DOMAINS), labels(DOMAINS), modes(DOMAINS)
 
 T = TypeVar("T")
@@ -44,6 +45,14 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the known word nearest to ``word``, or nothing if none is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_domain_name(name: str) -> None:
+    """Raise a ConfigError if ``name`` cannot name a domain."""
+    if name in _MEANT or not name.isidentifier():
+        raise ConfigError(
+            f"{name!r} cannot name a domain; use a word of letters, digits and _ other than {', '.join(_MEANT)}"
+        )
 
 
 class ConfigError(ValueError):
@@ -134,12 +143,12 @@ class PartitionConfig:
 
     def __post_init__(self) -> None:
         for name, units in self.domains.items():
-            if (
-                not isinstance(units, dict)
-                or units.keys() - {"heads", "neurons"}
-                or not all(isinstance(n, int) for n in units.values())
-            ):
-                raise ConfigError(f"partition.domains.{name}={units!r}: give {{heads: ..., neurons: ...}} as numbers")
+            check_domain_name(name)
+            whole = isinstance(units, dict) and all(type(n) is int for n in units.values())
+            if not whole or units.keys() - {"heads", "neurons"}:
+                raise ConfigError(f"partition.domains.{name}={units!r}: give {{heads: ..., neurons: ...}}")
+            if not any(units.values()):
+                raise ConfigError(f"partition.domains.{name}={units}: heads=0 and neurons=0 leave no forget units")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -270,7 +270,7 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
 def _codes(column: pa.ChunkedArray, known: tuple[str, ...], path: str, what: str) -> Codes:
     codes = pc.index_in(column, value_set=pa.array(known))
     if codes.null_count:
-        unknown = pc.unique(column.filter(pc.is_null(codes))).to_pylist()
+        unknown = sorted(pc.unique(column.filter(pc.is_null(codes))).to_pylist())
         raise ConfigError(
             f"{path} has the {what} {unknown}; only {list(known)} are known: name the domains in partition.domains"
         )

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sgtm.config import nearest
+from sgtm.config import check_domain_name, nearest
 from sgtm.model.architectures import Architecture, architecture_of
 from sgtm.model.sublayers import Projection, Sublayer, layers_of, sublayers
 from sgtm.model.surgery import init_std, num_units, reorder
 
 Site = Literal["attn.in", "attn.out", "mlp.in", "mlp.out"]
 JOINT_GROUPS = ("embeddings", "norms", "final_norm", "head")
-_NO_DOMAINS = ("default", "retain", "joint")  # names with a meaning of their own
 
 
 @dataclass(frozen=True)
@@ -408,11 +407,7 @@ def _check_domains(domains: Mapping[str, Units]) -> None:
     if not domains:
         raise ValueError("domains={} leaves no forget units; name at least one domain and its Units")
     for name, units in domains.items():
-        if name in _NO_DOMAINS or not name.isidentifier():
-            raise ValueError(
-                f"{name!r} cannot name a domain; use a word of letters, digits and _ other than "
-                f"{', '.join(_NO_DOMAINS)}"
-            )
+        check_domain_name(name)
         if units.heads == units.neurons == 0:
             raise ValueError(f"heads=0 and neurons=0 leave no forget units ({name}); give at least one of them")
 

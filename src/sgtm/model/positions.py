@@ -133,8 +133,8 @@ def _twice(frozen: Frozen, forward: Forward, spared: Tensor | None, *args: Any, 
         return y
     if not isinstance(y, Tensor):
         raise TypeError(
-            f"{type(frozen.module).__name__} holds {sorted(frozen.parts)}, which forget positions leave alone, and gives "
-            "more than one tensor: only whole batches of one mode can do that; leave it out of joint"
+            f"{type(frozen.module).__name__} holds {sorted(frozen.parts)}, which forget positions leave alone, and "
+            "gives more than one tensor: only whole batches of one mode can do that; leave it out of joint"
         )
     constant = {name: _constant(frozen.module.get_parameter(name), parts) for name, parts in frozen.parts.items()}
     with _forward(frozen.module, forward):

@@ -1,6 +1,7 @@
 """Losses as a table for people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,17 +14,40 @@ Losses = Mapping[tuple[Category, Variant], Loss]
 
 
 def print_losses(methods: Mapping[str, Losses]) -> None:
-    """One row a method: test losses in nats per token, by category and variant."""
+    """Test losses in nats per token, by method, category and variant."""
     print_table({name: {key: loss.mean for key, loss in losses.items()} for name, losses in methods.items()})
 
 
 def print_table(methods: Mapping[str, Mapping[tuple[Category, Variant], float]]) -> None:
+    """One row a method; with more than two categories, one for each category of it."""
     categories = dict.fromkeys(category for losses in methods.values() for category, _ in losses)
-    keys = [(c, v) for c in categories for v in VARIANTS if any((c, v) in losses for losses in methods.values())]
     table = Table(title="test loss, nats per token", title_justify="left")
     table.add_column("")
+    if len(categories) > 2:
+        _add_rows_of_categories(table, methods, categories)
+    else:
+        _add_rows(table, methods, categories)
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _add_rows(table: Table, methods: Mapping[str, Mapping[Any, float]], categories: Iterable[Category]) -> None:
+    keys = [(c, v) for c in categories for v in VARIANTS if any((c, v) in losses for losses in methods.values())]
     for category, variant in keys:
         table.add_column(f"{category}\n{variant}", justify="right")
     for name, losses in methods.items():
-        table.add_row(name, *(f"{losses[key]:.3f}" if key in losses else "" for key in keys))
-    Console(width=max(100, Console().width)).print(table)
+        table.add_row(name, *(_number(losses, key) for key in keys))
+
+
+def _add_rows_of_categories(
+    table: Table, methods: Mapping[str, Mapping[Any, float]], categories: Iterable[Category]
+) -> None:
+    table.add_column("")
+    for variant in VARIANTS:
+        table.add_column(variant, justify="right")
+    for name, losses in methods.items():
+        for category in categories:
+            table.add_row(name, category, *(_number(losses, (category, v)) for v in VARIANTS))
+
+
+def _number(losses: Mapping[Any, float], key: tuple[Category, Variant]) -> str:
+    return f"{losses[key]:.3f}" if key in losses else ""

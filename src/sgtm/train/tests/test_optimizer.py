@@ -65,12 +65,13 @@ class MuonAndAdamW:
     """As Muon is used: matrices under Muon (each part orthogonalised by itself), vectors under AdamW."""
 
     def __init__(self, groups):
-        split = {
-            n: [{**g, "params": [p for p in g["params"] if (p.ndim == 2) is (n == 2)]} for g in groups] for n in (1, 2)
-        }
+        matrices, vectors = (
+            [{**g, "params": [p for p in g["params"] if (p.ndim == 2) is wanted]} for g in groups]
+            for wanted in (True, False)
+        )
         self.optimizers = [
-            torch.optim.Muon([g for g in split[2] if g["params"]]),
-            torch.optim.AdamW([g for g in split[1] if g["params"]]),
+            torch.optim.Muon([g for g in matrices if g["params"]]),
+            torch.optim.AdamW([g for g in vectors if g["params"]]),
         ]
 
     @property

@@ -1,0 +1,154 @@
+"""Texts of several domains, with labels of documents and of spans, from a file to batches."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sgtm.config import ConfigError, DataConfig, LabelConfig, PrepareConfig, labels
+from sgtm.data.mixture import PreparedData, collate, step_draw_chances, training_rows
+from sgtm.data.texts import texts
+from sgtm.data.tokenize import prepare
+
+DOMAINS = ("biology", "cyber")
+WORDS = {"biology": "cell gene virus", "cyber": "port shell exploit", "retain": "dog tree house", "adjacent": "acid"}
+
+
+def rows_of(number=160, **columns):
+    """Rows of four categories in turn; a column is a function of (number, category)."""
+    found = []
+    for i in range(number):
+        category = list(WORDS)[i % 4]
+        row = {"text": f"{i} {WORDS[category]} é {i} {WORDS[category]}", "category": category}
+        found.append(row | {name: of(i, category) for name, of in columns.items()})
+    return found
+
+
+def write(folder, rows):
+    file = folder / "texts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def prepared(folder, rows, **settings):
+    source, labelled = texts(str(write(folder, rows)))
+    config = PrepareConfig(
+        folder / "out", **({"tokenizer": "train:300", "context": 16, "test_fraction": 0.3} | settings)
+    )
+    return prepare(source, config, {"source": "test"}, None, labelled)
+
+
+def load(folder, domains=DOMAINS):
+    return PreparedData.load(DataConfig(str(folder)), domains)
+
+
+def test_labels_are_drawn_where_there_are_none(tmp_path):
+    data = load(prepared(tmp_path, rows_of(400)))
+    assert data.train.present == ["biology", "cyber", "adjacent", "retain"]
+    rows, counts = training_rows(data.train, LabelConfig(undiscovered=0.25, retain_fraction=0.5), "modes", 0)
+    assert set(counts) == {
+        "biology as biology",
+        "biology as unlabeled",
+        "cyber as cyber",
+        "cyber as unlabeled",
+        "adjacent as retain",
+        "adjacent as unlabeled",
+        "retain as retain",
+        "retain as unlabeled",
+    }
+    assert set(rows.modes[rows.categories == 0]) == {0, 2}
+    assert set(rows.modes[rows.categories == 1]) == {0, 3}
+
+
+def test_mistakes_fall_to_all_domains(tmp_path):
+    data = load(prepared(tmp_path, rows_of(400)))
+    _, counts = training_rows(data.train, LabelConfig(tpr=1.0, fpr=0.6, retain_fraction=0.1), "modes", 0)
+    assert counts["retain as biology"] > 10
+    assert counts["retain as cyber"] > 10
+    chances = step_draw_chances(data.train, LabelConfig(tpr=0.8, fpr=0.2, retain_fraction=0.5), "modes")
+    np.testing.assert_allclose(chances[0], [0.2, 0, 0.8, 0, 0])  # default, retain, biology, cyber, dropped
+    np.testing.assert_allclose(chances[1], [0.2, 0, 0, 0.8, 0])
+    np.testing.assert_allclose(chances[3], [0.3, 0.5, 0.1, 0.1, 0])
+
+
+def test_a_label_column_is_what_is_trained_on(tmp_path):
+    said = {"biology": "biology", "cyber": None, "retain": "retain", "adjacent": "cyber"}
+    data = load(prepared(tmp_path, rows_of(label=lambda _, category: said[category])))
+    rows, counts = training_rows(data.train, LabelConfig(), "modes", 0)
+    assert set(counts) == {"biology as biology", "cyber as unlabeled", "retain as retain", "adjacent as cyber"}
+    assert [set(rows.modes[rows.categories == c].tolist()) for c in range(4)] == [{2}, {0}, {3}, {1}]
+    kept, _ = training_rows(data.train, LabelConfig(), "filter", 0)
+    assert kept.present == ["cyber", "retain"]
+    assert not kept.modes.any()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_spans_become_modes_of_the_positions_that_predict_them(tmp_path, pack):
+    def spans(i, category):
+        text = f"{i} {WORDS[category]} é "
+        return [[len(str(i)) + 1, len(text) - 3, category]] if category in DOMAINS else []
+
+    data = load(prepared(tmp_path, rows_of(spans=spans, label=lambda *_: "retain"), pack=pack))
+    rows, counts = training_rows(data.train, LabelConfig(), "modes", 0)
+    assert set(counts) == {"tokens as biology", "tokens as cyber", "tokens as retain"}
+    for i in range(len(rows)):
+        example, known = rows[i], labels(DOMAINS)
+        said = rows.data[i]["token_labels"]
+        assert len(example["mode"]) == len(example["input_ids"]) == len(said)
+        names = [known[rows.token_labels[code]] for code in said]
+        expected = [("retain", "biology", "cyber").index(n) + 1 for n in (*names[1:], names[-1])]
+        assert example["mode"].tolist() == expected
+        inside = data.tokenizer.decode([t for t, n in zip(example["input_ids"], names, strict=True) if n == "biology"])
+        assert (
+            set(inside.split()) <= {"cell", "gene", "virus", "c", "ell", "g", "ene", "v", "irus", "us", "rus"} or pack
+        )
+    assert set(rows.modes) == {1, 2, 3}  # of a row: the highest of its positions
+    batch = collate([rows[i] for i in range(4)])
+    assert batch["mode"].shape == batch["input_ids"].shape
+
+
+def test_a_filter_drops_labelled_tokens_as_targets(tmp_path):
+    data = load(prepared(tmp_path, rows_of(spans=lambda i, c: [[0, 5, c]] if c in DOMAINS else [])))
+    rows, _ = training_rows(data.train, LabelConfig(), "filter", 0)
+    dropped = [i for i in range(len(rows)) if (rows[i]["labels"] == -100).any()]
+    assert {rows.categories[i] for i in dropped} == {0, 1}
+    example = rows[dropped[0]]
+    kept = example["labels"] != -100
+    assert (example["labels"][kept] == example["input_ids"][kept]).all()
+    assert not collate([example])["mode"].any()
+    everything, _ = training_rows(data.train, LabelConfig(), "everything", 0)
+    assert "labels" not in everything[dropped[0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}] * 4, r"no column \['category'\]"),
+        ([{"text": "a", "category": ""}] * 4, "row 0: no category"),
+        (
+            [{"text": "abc", "category": "retain", "spans": [[0, 9, "biology"]]}] * 4,
+            "0 to 9 lies outside the text of 3",
+        ),
+        ([{"text": "abc", "category": "retain", "spans": '[["x", 1, "biology"]]'}] * 4, "is no list of"),
+    ],
+)
+def test_bad_texts_are_refused(tmp_path, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        prepared(tmp_path, rows)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_outside_the_domains_are_refused(tmp_path):
+    folder = prepared(tmp_path, rows_of(label=lambda *_: "biologie"))
+    with pytest.raises(ConfigError, match=r"has the labels \['biologie'\]; only .*'biology'.* name the domains"):
+        load(folder)
+    with pytest.raises(ConfigError, match=r"has the categories \['biology', 'cyber'\]"):
+        load(folder, ("forget",))
+
+
+def test_noise_on_top_of_given_labels_is_refused(tmp_path):
+    data = load(prepared(tmp_path, rows_of(label=lambda *_: "retain")))
+    with pytest.raises(ConfigError, match="labels of its own"):
+        training_rows(data.train, LabelConfig(undiscovered=0.1), "modes", 0)
+    with pytest.raises(ConfigError, match="step_draw draws labels"):
+        step_draw_chances(data.train, LabelConfig(), "modes")
