@@ -45,20 +45,30 @@ def evaluate(arguments: Arguments) -> None:
     """Losses of a finished run on its test split, for the intact, ablated and calibrated model."""
 
     def command(
-        run: tyro.conf.Positional[Path], without: str = "", rows: int | None = None, batch_size: int = 64
+        run: tyro.conf.Positional[Path],
+        without: str = "",
+        matrix: bool = False,
+        rows: int | None = None,
+        batch_size: int = 64,
     ) -> None:
         """Losses of a finished run on its test split.
 
         Args:
             run: the run's folder.
             without: domains that the ablated model is without, with commas between; all by default.
+            matrix: instead, the loss of every category without each of the domains, and without all (not calibrated).
             rows: test rows of each category; all by default.
             batch_size: rows of one forward pass.
         """
-        from sgtm.train.run import evaluate_run
-        from sgtm.train.summary import print_losses
+        from sgtm.train.run import ablation_matrix_of_run, evaluate_run
+        from sgtm.train.summary import print_losses, print_matrix
 
-        print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without))})
+        if matrix and without:
+            raise ConfigError("--matrix shows every domain; leave out --without")
+        if matrix:
+            print_matrix(ablation_matrix_of_run(run, rows, batch_size))
+        else:
+            print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without))})
 
     tyro.cli(command, prog="sgtm evaluate", args=arguments)
 
@@ -117,6 +127,8 @@ class SyntheticCommand:
     """Stories, each in both languages."""
     forget: Literal["es", "en"] = "es"
     """The language to be removed."""
+    domains: str = ""
+    """Instead, several domains with commas between, beside English: spanish, rot13, mirrored."""
 
 
 def data_synthetic(arguments: Arguments) -> None:
@@ -124,11 +136,14 @@ def data_synthetic(arguments: Arguments) -> None:
     # The grammar's small vocabulary and short stories: no tokenizer to fetch, and rows that a CPU trains on quickly.
     own = PrepareConfig(tyro.MISSING, tokenizer="train:1024", context=64, pack=True, test_fraction=0.05)
     command = tyro.cli(SyntheticCommand, prog="sgtm data synthetic", default=SyntheticCommand(own), args=arguments)
-    from sgtm.data.tinystories import synthetic_source
+    from sgtm.data.tinystories import synthetic_domains, synthetic_source
     from sgtm.data.tokenize import prepare
 
-    source = synthetic_source(command.stories, command.prepare.seed, command.forget)
-    origin = {"source": "sgtm data synthetic", "stories": command.stories, "forget": command.forget}
+    domains, seed = _words(command.domains), command.prepare.seed
+    source = synthetic_source(command.stories, seed, command.forget)
+    if domains:
+        source = synthetic_domains(command.stories, seed, domains)
+    origin = {"source": "sgtm data synthetic", "stories": command.stories, "forget": domains or command.forget}
     print(f"written to {prepare(source, command.prepare, origin)}")
 
 

@@ -1,17 +1,23 @@
 """Parallel texts in two columns, as in the bilingual TinyStories set: one language is kept, the other removed."""
 
-from collections.abc import Iterable, Iterator
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
-from sgtm.config import Category, ConfigError
+from sgtm.config import Category, ConfigError, nearest
 from sgtm.data.synthetic import stories
 from sgtm.data.tokenize import Document, Source
 
 HUB_NAME = "ffuuugor/tinystories_spanish"
+RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a text that has to be learned anew
+    "spanish": lambda english, spanish: spanish,
+    "rot13": lambda english, spanish: codecs.encode(english, "rot13"),
+    "mirrored": lambda english, spanish: english[::-1],
+}
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
@@ -48,6 +54,27 @@ def synthetic_source(num_stories: int, seed: int, forget: Literal["es", "en"] = 
         for texts in stories(num_stories, seed):
             for category, text in zip(categories, texts, strict=True):
                 yield Document(texts[0], category, text)
+
+    return documents
+
+
+def synthetic_domains(num_stories: int, seed: int, domains: Sequence[str]) -> Source:
+    """The embedded corpus in English, to be kept, and once more in each of ``domains``: other ways to write it.
+
+    Raises:
+        ConfigError: fewer than two stories, or an unknown domain.
+    """
+    if num_stories < 2:
+        raise ConfigError(f"stories={num_stories}: at least two are needed, one for each split")
+    for name in domains:
+        if name not in RENDERINGS:
+            raise ConfigError(f"domains={name!r} is none of {list(RENDERINGS)}{nearest(name, RENDERINGS)}")
+
+    def documents() -> Iterator[Document]:
+        for english, spanish in stories(num_stories, seed):
+            yield Document(english, "retain", english)
+            for name in domains:
+                yield Document(english, name, RENDERINGS[name](english, spanish))
 
     return documents
 

@@ -96,6 +96,22 @@ def evaluate_categories(
     return losses
 
 
+def ablation_matrix(
+    sgtm: SGTM, rows: dict[Category, Rows], batch_size: int = 64
+) -> dict[tuple[str, ...], dict[Category, Loss]]:
+    """Removed domains -> losses of every category: none removed, each one, and all."""
+    domains = tuple(sgtm.partition.domains)
+    removed = dict.fromkeys([(), *((d,) for d in domains), domains])
+    model = sgtm.partition.model
+    return {
+        names: {
+            category: evaluate_loss(model, found, sgtm if names else None, None, batch_size, names)
+            for category, found in rows.items()
+        }
+        for names in removed
+    }
+
+
 def batches(model: PreTrainedModel, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids, labels), (batch, seq) each, on the model's device; rows of like length stand together."""
     parameter = next(model.parameters())

@@ -21,7 +21,7 @@ from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_ch
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
-from sgtm.evaluate.loss import Loss, Variant, evaluate_categories
+from sgtm.evaluate.loss import Loss, Variant, ablation_matrix, evaluate_categories
 from sgtm.model.attach import export_module
 from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
@@ -155,6 +155,20 @@ def evaluate_run(
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
     data = PreparedData.load(config.data, config.partition.names)
     return Evaluation(config, model, sgtm, data, without)(config.train.steps)
+
+
+def ablation_matrix_of_run(
+    folder: Path, rows: int | None, batch_size: int
+) -> dict[tuple[str, ...], dict[Category, Loss]]:
+    """The ablation matrix of a finished run on its test split."""
+    config, model, sgtm = load_run(folder)
+    sgtm = _check_domains(folder, sgtm, ())
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    tune_malloc()
+    config = replace(config, evaluate=replace(config.evaluate, rows=rows))
+    test = Evaluation(config, model, sgtm, PreparedData.load(config.data, config.partition.names)).test
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        return ablation_matrix(sgtm, test, batch_size)
 
 
 def export_run(folder: Path, out: Path, without: Sequence[str] = (), verify: bool = False) -> Export:

@@ -30,6 +30,20 @@ def print_table(methods: Mapping[str, Mapping[tuple[Category, Variant], float]])
     Console(width=max(100, Console().width)).print(table)
 
 
+def print_matrix(matrix: Mapping[tuple[str, ...], Mapping[Category, Loss]]) -> None:
+    """One row a set of removed domains: test losses of every category, and how far they are from the intact model's."""
+    table = Table(title="test loss without ..., nats per token (change)", title_justify="left")
+    table.add_column("without")
+    intact = matrix[()]
+    for category in intact:
+        table.add_column(category, justify="right")
+    for removed, losses in matrix.items():
+        changes = (f" ({losses[c].mean - intact[c].mean:+.3f})" if removed else "" for c in intact)
+        cells = (f"{losses[c].mean:.3f}{change}" for c, change in zip(intact, changes, strict=True))
+        table.add_row(", ".join(removed) or "nothing", *cells)
+    Console(width=max(100, Console().width)).print(table)
+
+
 def _add_rows(table: Table, methods: Mapping[str, Mapping[Any, float]], categories: Iterable[Category]) -> None:
     keys = [(c, v) for c in categories for v in VARIANTS if any((c, v) in losses for losses in methods.values())]
     for category, variant in keys:
