@@ -1,15 +1,18 @@
 """Runs with several domains, from texts to an export without some of them, and from a trained model."""
 
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import sgtm
+from sgtm import SGTM, Partition, SGTMTrainer, Units
 from sgtm.cli import main
-from sgtm.config import ConfigError
+from sgtm.config import MODES, ConfigError
 from sgtm.data.tests.test_texts import rows_of, write
 from sgtm.train.run import train
 from sgtm.train.tests.test_run import TINY, config_of
@@ -67,6 +70,8 @@ def test_two_domains_are_trained_evaluated_removed_and_put_back(run, capsys):
     capsys.readouterr()
     main(["evaluate", "run", "--without", "biology"])
     assert "biology" in capsys.readouterr().out
+    main(["evaluate", "run", "--matrix"])
+    assert "biology, cyber" in capsys.readouterr().out
     main(["export", "run", "--out", "out", "--without", "biology,cyber", "--verify"])
     assert (
         "biology, cyber removed (4 heads cut out of each layer, 5 neurons cut out of each layer"
@@ -158,3 +163,48 @@ def test_starts_that_cannot_be_are_refused(prepared, pretrained, tmp_path, model
     with pytest.raises(ConfigError, match=message):
         train(config_of(prepared, model=model, partition=partition), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def steps_of(trainer):
+    """(mode, silent domains) of every part that is trained."""
+    seen = []
+    hold = trainer.sgtm.batch
+
+    def batch(mode):
+        seen.append((mode, tuple(sorted(trainer.sgtm._silenced))))
+        return hold(mode)
+
+    trainer.sgtm.batch = batch
+    trainer.train()
+    return seen
+
+
+@pytest.mark.parametrize("subsets", [0.0, 0.5, 1.0])
+def test_retain_rows_learn_to_do_without_some_domains(make_trainer, rows, subsets):
+    trainer = make_trainer(strategy=None, train_dataset=rows, max_steps=40, learning_rate=0.0)
+    domains = {"biology": Units(neurons=2), "cyber": Units(heads=1)}
+    partition = Partition.of(trainer.model, domains=domains)
+    few = rows.select(np.flatnonzero(rows.modes == MODES.index("retain"))[:64])
+    arguments = trainer.args
+    again = SGTMTrainer(trainer.model, arguments, SGTM(partition), retain_subsets=subsets, train_dataset=few)
+    seen = Counter(steps_of(again))
+    some = seen["default", ("biology",)] + seen["default", ("cyber",)]
+    assert seen["retain", ()] + some == 40
+    assert some == {0.0: 0, 1.0: 40}.get(subsets, some)
+    assert subsets != 0.5 or (5 < some < 35 and seen["default", ("biology",)] and seen["default", ("cyber",)])
+
+
+def test_strict_spares_the_domains_that_were_silent(make_trainer, rows):
+    trainer = make_trainer(strategy=None, train_dataset=rows)
+    domains = {"biology": Units(neurons=2), "cyber": Units(heads=1)}
+    partition = Partition.of(trainer.model, domains=domains)
+    few = rows.select(np.flatnonzero(rows.modes == MODES.index("retain"))[:64])
+    again = SGTMTrainer(
+        trainer.model, trainer.args, SGTM(partition), update="strict", retain_subsets=1.0, train_dataset=few
+    )
+    again.args.max_steps = 1
+    before = {d: [s.of(s.param).detach().clone() for s in partition.forget_of(d)] for d in domains}
+    ((_, (silent,)),) = steps_of(again)
+    for domain, olds in before.items():
+        same = [torch.equal(s.of(s.param), old) for s, old in zip(partition.forget_of(domain), olds, strict=True)]
+        assert all(same) if domain == silent else not any(same)
