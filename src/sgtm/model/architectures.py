@@ -158,7 +158,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         embeddings=("embed_tokens.*",),
         final_norm="final_layernorm.*",
     ),
-    "falcon": replace(_FALCON, refused_with={"alibi": "ALiBi adds a bias by the place of a head; not tested"}),
+    "falcon": replace(_FALCON, refused_with={"alibi": "ALiBi adds a bias by the place of a head; not supported yet"}),
     "bloom": replace(
         _FALCON,
         block_norms=("input_layernorm", "post_attention_layernorm"),
@@ -181,7 +181,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         mlp_out="mlp.fc2",
         block_norms=("input_layernorm",),
         final_norm="final_layernorm.*",
-        refused_with={"qk_layernorm": "not tested"},
+        refused_with={"qk_layernorm": "its norms take their width from hidden_size / heads; not supported yet"},
     ),
     "phi3": replace(_GATE_UP, attn_in=("self_attn.qkv_proj",), attn_layout="concatenated"),
     **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "olmo"), _LLAMA),
