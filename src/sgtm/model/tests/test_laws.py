@@ -174,7 +174,8 @@ def reference(case: Case, mode: Mode) -> tuple[Tensor, Gradients]:
 def double(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What models cast to fp32, whatever their dtype (norms, rotary embeddings, softmax), they cast to fp64."""
     case.family.model(torch.float64)  # made, and kept, before torch is changed
-    monkeypatch.setattr(torch, "float32", torch.float64)
+    for name in ("float32", "float"):
+        monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
