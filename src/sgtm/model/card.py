@@ -15,7 +15,8 @@ class Export:
 
     Args:
         removed: the domains.
-        cut: heads and neurons that were cut out of each layer; other removed units are zero.
+        cut: heads and neurons that were cut out of each layer.
+        zeroed: heads and neurons of each layer with forget units that are zero instead.
         max_difference: largest difference between logits of the checkpoint and of the ablated model.
         scanned: vectors of removed weights that were looked for in the files and not found; None: not looked for.
     """
@@ -23,6 +24,7 @@ class Export:
     folder: Path
     removed: tuple[str, ...]
     cut: dict[str, int]
+    zeroed: dict[str, int]
     parameters_before: int
     parameters_after: int
     max_difference: float
@@ -43,8 +45,9 @@ class Export:
 
     @property
     def how(self) -> str:
-        parts = [f"{n} {name} cut out of each layer" for name, n in self.cut.items() if n]
-        return ", ".join((*parts, "all other units of it zero" if parts else "its units zero"))
+        parts = ((self.cut, "cut out of each layer"), (self.zeroed, "of a layer set to zero"))
+        named = ((" and ".join(f"{n} {name}" for name, n in units.items() if n), what) for units, what in parts)
+        return ", ".join(f"{units} {what}" for units, what in named if units)
 
 
 def model_card(done: Export, partition: Partition, losses: Losses | None) -> str:

@@ -21,6 +21,7 @@ from sgtm.model.sublayers import layers_of
 from sgtm.model.surgery import Plans, can_resize, num_units, resized, stock
 
 KEPT = "sgtm_domains"  # in the configuration of an export: the domains that are still in it
+_NAMES = {"attn": "heads", "mlp": "neurons"}
 _PROBE = (4, 32)  # rows and tokens of the verification
 _ROUNDING_STEPS = 1000  # tolerated difference, in rounding steps of the largest logit ...
 _TOLERANCE = 0.02  # ... and at most this share of it: low precision is no licence
@@ -56,7 +57,7 @@ def export(
     _check_head_bias(model)
     plain = stock(model)
     partition = on_stock(plain, sgtm.partition)
-    smaller, cut = _without(plain, partition, removed)
+    smaller, cut, zeroed = _without(plain, partition, removed)
     if kept := [domain for domain in partition.domains if domain not in removed]:
         setattr(smaller.config, KEPT, kept)
     smaller.save_pretrained(folder)
@@ -64,7 +65,7 @@ def export(
         tokenizer.save_pretrained(folder)
     difference = _difference(model, sgtm, folder, removed)
     before, after = model.num_parameters(), smaller.num_parameters()
-    done = Export(folder, removed, cut, before, after, difference)
+    done = Export(folder, removed, cut, zeroed, before, after, difference)
     if verify:
         _load_alone(folder, model, sgtm, removed)
         done = replace(done, scanned=scan(folder, partition, removed))
@@ -79,7 +80,7 @@ def on_stock(plain: PreTrainedModel, partition: Partition) -> Partition:
 
 def units_of(partition: Partition, kind: str) -> dict[str | None, range]:
     """The units of each owner (None: retain) in a layer with forget units; ``kind``: attn or mlp."""
-    name = "heads" if kind == "attn" else "neurons"
+    name = _NAMES[kind]
     counts = {domain: getattr(units, name) for domain, units in partition.domains.items()}
     start = num_units(partition.model).get(kind, 0) - sum(counts.values())
     owners: dict[str | None, range] = {None: range(start)}
@@ -142,8 +143,8 @@ def _domains(partition: Partition, names: Sequence[str]) -> tuple[str, ...]:
 @torch.no_grad()
 def _without(
     plain: PreTrainedModel, partition: Partition, removed: Sequence[str]
-) -> tuple[PreTrainedModel, dict[str, int]]:
-    """A stock model without the units of ``removed``, and how many units a layer were cut out."""
+) -> tuple[PreTrainedModel, dict[str, int], dict[str, int]]:
+    """A stock model without the units of ``removed``, and how many of a layer were cut out and how many zeroed."""
     num_layers = len(layers_of(plain, partition.architecture))
     plans: dict[str, Plans] = {"attn": {}, "mlp": {}}
     for kind in plans:
@@ -157,7 +158,9 @@ def _without(
     zero = [(s.name, s.dim, s.start, s.stop) for s in partition.forget_of(*removed)]
     smaller = resized(plain, plans["attn"], plans["mlp"], zero)
     before, after = num_units(plain), num_units(smaller)
-    return smaller, {"heads": before["attn"] - after["attn"], "neurons": before.get("mlp", 0) - after.get("mlp", 0)}
+    cut = {name: before.get(kind, 0) - after.get(kind, 0) for kind, name in _NAMES.items()}
+    lost = {name: sum(getattr(partition.domains[domain], name) for domain in removed) for name in cut}
+    return smaller, cut, {name: lost[name] - cut[name] for name in cut}
 
 
 def _check_head_bias(model: PreTrainedModel) -> None:

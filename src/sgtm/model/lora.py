@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sgtm.model.architectures import Architecture, architecture_of
-from sgtm.model.partition import Partition, Slice, Span, Units, Writer
+from sgtm.model.partition import Partition, Site, Slice, Span, Units, Writer
 from sgtm.model.sublayers import layers_of
 
 try:
@@ -54,9 +54,11 @@ class LoraPartition(Partition):
         Raises:
             ValueError: a name that is no domain; adapters that are merged, whose ranks are in the base weights by now.
         """
-        for name, module in self.model.named_modules():
-            if isinstance(module, LoraLayer):
-                _check_unmerged(name, module)
+        adapters = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraLayer)}
+        if not adapters:
+            raise ValueError("the model has no adapters any more; ablate before merge_and_unload(), not after")
+        for name, module in adapters.items():
+            _check_unmerged(name, module)
         super().ablate(*domains, reinit=reinit, generator=generator)
 
     def __str__(self) -> str:
@@ -181,9 +183,9 @@ def _adapters(model: Any, adapter: str, architecture: Architecture) -> Iterator[
                 f"the adapter at {name} is in no attention or MLP projection of a layer, so it has no site; leave it "
                 "out of LoraConfig(target_modules=), or exclude it with exclude_modules="
             )
-        a, b = module.lora_A[adapter], module.lora_B[adapter]
-        kind: Literal["attn", "mlp"] = "attn" if path in attention else "mlp"
-        yield _Adapter(name, adapter, a, b, kind, int(layer))
+        a: Any = module.lora_A[adapter]
+        b: Any = module.lora_B[adapter]
+        yield _Adapter(name, adapter, a, b, "attn" if path in attention else "mlp", int(layer))
 
 
 def _check_layer(name: str, module: Any, adapter: str) -> None:
@@ -226,8 +228,9 @@ def _owners(one: _Adapter, counts: Mapping[str, int]) -> tuple[Span, ...]:
 
 def _slices(one: _Adapter, owners: tuple[Span, ...]) -> Iterator[Slice]:
     a, b = (f"{one.name}.lora_{side}.{one.key}" for side in "AB")
+    sites: tuple[Site, Site] = ("attn.in", "attn.out") if one.kind == "attn" else ("mlp.in", "mlp.out")
     for domain, start, stop in owners:
-        yield Slice(one.a, f"{a}.weight", 0, start, stop, f"{one.kind}.in", one.layer, domain)
-        yield Slice(one.b, f"{b}.weight", 1, start, stop, f"{one.kind}.out", one.layer, domain)
+        yield Slice(one.a, f"{a}.weight", 0, start, stop, sites[0], one.layer, domain)
+        yield Slice(one.b, f"{b}.weight", 1, start, stop, sites[1], one.layer, domain)
     if one.b.bias is not None:
-        yield Slice(one.b, f"{b}.bias", 0, 0, len(one.b.bias), f"{one.kind}.out", one.layer, None)
+        yield Slice(one.b, f"{b}.bias", 0, 0, len(one.b.bias), sites[1], one.layer, None)

@@ -4,7 +4,7 @@ A family earns its row in ``ARCHITECTURES`` here. Laws 9 to 13 stand where their
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32) -> SGTM:
     return SGTM(Partition.of(case.family.model(dtype), **case.family.units), case.strategy, case.joint)
 
 
-def run(sgtm: SGTM, mode: Mode, seed: int = 0, scale: float = 1.0, rows: slice = slice(None)) -> None:
+def run(sgtm: SGTM, mode: Mode | Sequence[str], seed: int = 0, scale: float = 1.0, rows: slice = slice(None)) -> None:
     """One batch of ``mode``; gradients accumulate."""
     batch = {name: values[rows] for name, values in tokens(seed).items()}
     with sgtm.batch(mode):
@@ -337,3 +337,15 @@ def test_micro_batches_equal_one_batch(mode: Mode, case: Case) -> None:
     for i in range(3):
         run(sgtm, mode, scale=1 / 3, rows=slice(i, i + 1))
     assert_close(gradients(sgtm.partition.model), alone(case, mode, 0))
+
+
+@pytest.mark.usefixtures("double")
+def test_one_pass_with_a_mode_for_each_example_equals_the_sum(case: Case) -> None:
+    order = ("forget", "default", "retain")
+    sgtm = prepare(case, torch.float64)
+    run(sgtm, order)
+    one_pass = gradients(sgtm.partition.model)
+    sgtm.partition.model.zero_grad()
+    for i, mode in enumerate(order):
+        run(sgtm, mode, scale=1 / 3, rows=slice(i, i + 1))
+    assert_close(one_pass, gradients(sgtm.partition.model))

@@ -73,10 +73,7 @@ def test_two_domains_are_trained_evaluated_removed_and_put_back(run, capsys):
     main(["evaluate", "run", "--matrix"])
     assert "biology, cyber" in capsys.readouterr().out
     main(["export", "run", "--out", "out", "--without", "biology,cyber", "--verify"])
-    assert (
-        "biology, cyber removed (4 heads cut out of each layer, 5 neurons cut out of each layer"
-        in capsys.readouterr().out
-    )
+    assert "biology, cyber removed (4 heads and 5 neurons cut out of each layer" in capsys.readouterr().out
     main(["export", "run", "--out", "bio.safetensors", "--module", "biology"])
     main(["export", "run", "--out", "cyber.safetensors", "--module", "cyber"])
     card = (run / "out" / "README.md").read_text()
