@@ -159,8 +159,8 @@ def _without(
     smaller = resized(plain, plans["attn"], plans["mlp"], zero)
     before, after = num_units(plain), num_units(smaller)
     cut = {name: before.get(kind, 0) - after.get(kind, 0) for kind, name in _NAMES.items()}
-    lost = {name: sum(getattr(partition.domains[domain], name) for domain in removed) for name in cut}
-    return smaller, cut, {name: lost[name] - cut[name] for name in cut}
+    total = {name: sum(getattr(partition.domains[domain], name) for domain in removed) for name in cut}
+    return smaller, cut, {name: total[name] - cut[name] for name in cut}
 
 
 def _check_head_bias(model: PreTrainedModel) -> None:
