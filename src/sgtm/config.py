@@ -180,9 +180,9 @@ class TrainConfig:
     addition clips and counts each block (joint, retain, each domain) by itself."""
     forget_lr_scale: float = 1.0
     """Learning rate of the forget units, as a multiple of learning_rate."""
-    retain_subsets: float = 0.5
-    """With several domains, share of the steps in which confident retain examples silence a random part of them instead
-    of all, so that the model can do without any one of them."""
+    hear_domains: float = 0.5
+    """With several domains, share of the steps in which a random part of them takes part in examples of other modes,
+    without being updated, so that the model can do with and without any of them."""
     mixing: Literal["example", "step", "step_draw"] = "example"
     """`example` mixes modes within every step; `step` gives each step one mode; `step_draw` gives each step one
     category and draws its label for the whole step (the paper's code)."""
@@ -198,8 +198,8 @@ class TrainConfig:
         _check_counts(self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every")
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
-        if not 0 <= self.retain_subsets <= 1:
-            raise ConfigError(f"train.retain_subsets={self.retain_subsets} is no fraction; use 0 to 1")
+        if not 0 <= self.hear_domains <= 1:
+            raise ConfigError(f"train.hear_domains={self.hear_domains} is no fraction; use 0 to 1")
         for name in ("learning_rate", "forget_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be positive")

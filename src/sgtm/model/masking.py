@@ -70,6 +70,7 @@ class SGTM:
         self.strategy = strategy if isinstance(strategy, Strategy) else _named(strategy)
         self.mode: str | Tensor = "default"  # a name, or codes (batch, 1 or seq)
         self._silenced: frozenset[str] = frozenset()  # domains whose units give zero whatever the mode
+        self._heard: frozenset[str] = frozenset()  # domains whose units are not silenced by other modes
         self._in_batch = False
         self._are_apart = False  # inside train_apart
         self.frozen = tuple(s for s in partition.retain if s.site in self.strategy.frozen)
@@ -101,15 +102,15 @@ class SGTM:
                 f"sgtm.batch({_shown(mode)}) inside sgtm.batch({_shown(self.mode)}): gradients of the two could not be "
                 "told apart; end one before the next, and use sgtm.forward(mode) to evaluate inside"
             )
-        is_forget = isinstance(mode, str) and mode in self.partition.domains
-        held = self._set_gradients_aside() if is_forget else []
+        slices, joint = self._masked_by(mode)
+        held = self._set_gradients_aside(slices, joint)
         self._in_batch = True
         try:
             with self._hold(mode):
                 yield
-            if is_forget and torch.is_grad_enabled():
+            if torch.is_grad_enabled():
                 self._check_gradients(mode)
-                self._zero_frozen()
+                self._zero(slices, joint)
         except BaseException:
             for p, grad in held:  # what this batch has left there is not masked
                 p.grad = grad
@@ -146,6 +147,22 @@ class SGTM:
         finally:
             self._silenced = before
 
+    @contextmanager
+    def hearing(self, *domains: str) -> Iterator[None]:
+        """Let the units of ``domains`` take part in batches that would silence them, without learning from these.
+
+        A model of several domains is used with all of them, or all but some, though each domain trains while the others
+        are silent. With some steps under ``hearing`` of a random part of them it learns to live with any part.
+
+        Raises:
+            ValueError: a name that is no domain.
+        """
+        before, self._heard = self._heard, frozenset(self.partition.select_domains(domains) if domains else ())
+        try:
+            yield
+        finally:
+            self._heard = before
+
     @torch.no_grad()
     def mask_gradients(self, mode: Mode) -> None:
         """Zero the gradients that a batch of ``mode`` may not change; ``batch`` does it by itself.
@@ -162,7 +179,7 @@ class SGTM:
             if s.domain != mode:
                 _zero_gradient(s)
         if mode != "retain":
-            self._zero_frozen()
+            self._zero(self.frozen, self.frozen_joint)
 
     def blocks(self) -> list[Block]:
         """The parameters cut so that each part has one owner and one set of modes that may update it.
@@ -262,35 +279,51 @@ class SGTM:
             if how == "keep" or self.mode in ("default", "retain"):
                 return None
             return _Treatment(how, self._spared())
-        if domain in self._silenced or self.mode == "retain":
+        if domain in self._silenced:
             return _Treatment("zero", None)
         if isinstance(self.mode, Tensor):
             own = self.partition.modes.index(domain)
             return _Treatment("zero", (self.mode != _DEFAULT) & (self.mode != own))
-        return None if self.mode in ("default", domain) else _Treatment("zero", None)
+        return None if self.mode in ("default", domain) or domain in self._heard else _Treatment("zero", None)
+
+    def _masked_by(self, mode: str | Tensor) -> tuple[Sequence[Slice], Sequence[str]]:
+        """Slices, and names of joint parameters, whose gradients are zeroed after a batch of ``mode``.
+
+        Silent units get no gradient in the first place.
+        """
+        if isinstance(mode, Tensor) and self._heard:
+            raise ValueError("sgtm.hearing(...) is for batches of one mode; use it with a name")
+        if isinstance(mode, Tensor) or mode == "default":
+            return (), ()
+        heard = [s for s in self.partition.forget if s.domain in self._heard - {mode}]
+        return (heard, ()) if mode == "retain" else ((*self.frozen, *heard), self.frozen_joint)
 
     @torch.no_grad()
-    def _zero_frozen(self) -> None:
-        for s in self.frozen:
+    def _zero(self, slices: Sequence[Slice], joint: Sequence[str]) -> None:
+        for s in slices:
             _zero_gradient(s)
-        for name in self.frozen_joint:
+        for name in joint:
             grad = self.partition.model.get_parameter(name).grad
             if grad is not None:
                 grad.zero_()
 
-    def _frozen_parameters(self) -> list[nn.Parameter]:
-        by_name = {s.name: s.param for s in self.frozen}
-        by_name |= {name: self.partition.model.get_parameter(name) for name in self.frozen_joint}
+    def _parameters(self, slices: Sequence[Slice], joint: Sequence[str]) -> list[nn.Parameter]:
+        by_name = {s.name: s.param for s in slices}
+        by_name |= {name: self.partition.model.get_parameter(name) for name in joint}
         return list(by_name.values())
 
-    def _set_gradients_aside(self) -> list[tuple[nn.Parameter, Tensor | None]]:
-        held = [(p, p.grad) for p in self._frozen_parameters()]
+    def _set_gradients_aside(
+        self, slices: Sequence[Slice], joint: Sequence[str]
+    ) -> list[tuple[nn.Parameter, Tensor | None]]:
+        held = [(p, p.grad) for p in self._parameters(slices, joint)]
         for p, _ in held:
             p.grad = None
         return held
 
-    def _check_gradients(self, mode: Mode) -> None:
-        trainable = [p for p in self._frozen_parameters() if p.requires_grad]
+    def _check_gradients(self, mode: str | Tensor) -> None:
+        if isinstance(mode, Tensor) or mode not in self.partition.domains:
+            return
+        trainable = [p for p in self._parameters(self.frozen, self.frozen_joint) if p.requires_grad]
         if trainable and all(p.grad is None for p in trainable):
             raise RuntimeError(
                 f"no gradient was computed inside sgtm.batch({mode!r}), so none could be masked; call "

@@ -104,7 +104,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         sgtm,
         config.train.update,
         config.train.forget_lr_scale,
-        config.train.retain_subsets,
+        config.train.hear_domains,
         sampler=sampler,
         train_dataset=rows,
         processing_class=data.tokenizer,

@@ -1,7 +1,7 @@
 """``transformers.Trainer`` that trains each example in its mode. Everything else stays the library's."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
 
-_SUBSET_STREAM = 4  # keeps its random numbers apart from those of other uses of the seed
+_HEARD_STREAM = 4  # keeps its random numbers apart from those of other uses of the seed
 Update = Literal["gradient", "strict", "per_block"]
 # Written in torch operations, which know strides; all others get contiguous parts.
 _KNOW_STRIDES = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
@@ -39,9 +39,9 @@ class SGTMTrainer(Trainer):
             makes each block (joint, retain, each domain) an optimizer group of its own, whose gradient is clipped by
             its own norm.
         forget_lr_scale: learning rate of the forget units, as a multiple of ``args.learning_rate``.
-        retain_subsets: with several domains, the share of steps in which retain examples are trained with a random
-            part of the domains silent instead of all, so that the model can do without any of them. (Where each
-            position has a mode of its own, retain positions always silence all.)
+        hear_domains: with several domains, the share of steps in which a random part of them takes part in retain
+            examples and in those of other domains, without being updated by them (``SGTM.hearing``), so that the
+            model can do with and without any of them. Where each position has a mode of its own none ever does.
         sampler: order of the training rows; by default modes are mixed within every step.
         (all other arguments): as in ``transformers.Trainer``.
 
@@ -57,12 +57,12 @@ class SGTMTrainer(Trainer):
         sgtm: SGTM | None = None,
         update: Update = "gradient",
         forget_lr_scale: float = 1.0,
-        retain_subsets: float = 0.0,
+        hear_domains: float = 0.0,
         sampler: Sampler[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.sgtm, self.update, self.forget_lr_scale, self.sampler = sgtm, update, forget_lr_scale, sampler
-        self.retain_subsets = retain_subsets
+        self.hear_domains = hear_domains
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
         self._block_norm = torch.zeros(())
@@ -181,31 +181,18 @@ class SGTMTrainer(Trainer):
             parts.append(("default", _nothing(inputs)))  # other processes wait for this one's gradients
         for i, (name, part) in enumerate(parts):
             synchronise = nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(model)
-            with synchronise, self._hold(name):
+            with synchronise, self.sgtm.hearing(*self._heard_domains()), self.sgtm.batch(name):
                 loss += super().training_step(model, part, num_items_in_batch)
         return loss
 
-    @contextmanager
-    def _hold(self, mode: str) -> Iterator[None]:
-        """The mode of a part of the batch; a retain part may leave some domains their voice (``retain_subsets``)."""
-        assert self.sgtm is not None
-        silent = self._silent_domains() if mode == "retain" else ()
-        if not silent:
-            with self.sgtm.batch(mode):
-                yield
-            return
-        self._step_modes.update(set(self.sgtm.partition.domains) - set(silent))
-        with self.sgtm.without(*silent), self.sgtm.batch("default"):
-            yield
-
-    def _silent_domains(self) -> tuple[str, ...]:
-        """Some domains, but not all, by seed and step alone; none in steps whose retain rows silence all."""
+    def _heard_domains(self) -> tuple[str, ...]:
+        """The domains that take part in other parts of this step, by seed and step alone."""
         assert self.sgtm is not None
         domains = tuple(self.sgtm.partition.domains)
-        rng = np.random.default_rng((self.args.seed, _SUBSET_STREAM, self.state.global_step))
-        if len(domains) == 1 or rng.random() >= self.retain_subsets:
+        rng = np.random.default_rng((self.args.seed, _HEARD_STREAM, self.state.global_step))
+        if len(domains) == 1 or rng.random() >= self.hear_domains:
             return ()
-        chosen = int(rng.integers(1, 2 ** len(domains) - 1))
+        chosen = int(rng.integers(1, 2 ** len(domains)))
         return tuple(domain for i, domain in enumerate(domains) if chosen >> i & 1)
 
     def _parts(self, inputs: dict[str, Any], mode: Tensor) -> Iterator[tuple[str, dict[str, Any]]]:

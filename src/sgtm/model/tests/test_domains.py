@@ -304,3 +304,49 @@ def test_unknown_domain_names_the_nearest(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match="mode has the code 5"), sgtm.batch(torch.tensor([0, 5, 1])):
         pytest.fail("entered")
     assert torch.equal(logits(model), intact)
+
+
+# ---- Hearing other domains
+
+
+@pytest.mark.parametrize("mode", ["retain", "biology"])
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_heard_domains_take_part_and_do_not_learn(
+    mode: str, accumulated: bool, tiny: Tiny, joint: tuple[str, ...]
+) -> None:
+    """As default mode without what stays silent, and then masked by hand."""
+    sgtm = prepare(tiny, "parameter_masking", joint, DOMAINS)
+    model = sgtm.partition.model
+    silent = ("chemistry",) if mode == "biology" else ("biology", "chemistry")
+    with sgtm.without(*silent):
+        expected_logits = logits(model)
+        everything = train(sgtm, "default", tokens(1))
+    model.zero_grad()
+    earlier = train(sgtm, "default", tokens(2)) if accumulated else {}
+    with sgtm.hearing("cyber"):
+        with sgtm.forward(mode):
+            assert torch.equal(logits(model), expected_logits)
+        found = train(sgtm, mode, tokens(1))
+    for block in sgtm.blocks():
+        part = block.slice.of if block.slice else lambda tensor: tensor
+        allowed = mode in block.modes
+        expected = part(everything[block.name]) if allowed else torch.zeros_like(part(everything[block.name]))
+        before = part(earlier[block.name]) if accumulated else 0.0
+        torch.testing.assert_close(part(found[block.name]) - before, expected, rtol=1e-9, atol=1e-11, msg=str(block))
+
+
+def test_hearing_ends_and_refuses(partition: Partition) -> None:
+    sgtm = SGTM(partition)
+    with sgtm.forward("retain"):
+        silent = logits(partition.model)
+    with sgtm.hearing(), sgtm.forward("retain"):
+        assert torch.equal(logits(partition.model), silent)
+    with sgtm.hearing(*DOMAINS), sgtm.forward("retain"):
+        assert not torch.allclose(logits(partition.model), silent)
+    with sgtm.forward("retain"):
+        assert torch.equal(logits(partition.model), silent)
+    with pytest.raises(ValueError, match="'cybr' is no domain; did you mean 'cyber'"), sgtm.hearing("cybr"):
+        pass
+    with sgtm.hearing("cyber"), pytest.raises(ValueError, match="for batches of one mode"):
+        train(sgtm, ["retain", "biology", "default"], tokens())
+    assert sgtm.mode == "default"
