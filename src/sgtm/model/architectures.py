@@ -230,6 +230,11 @@ def architecture_of(model: nn.Module) -> Architecture:
     Raises:
         ValueError: the family (``model.config.model_type``) has no row, or is known to break a law.
     """
+    if type(model).__module__.partition(".")[0] == "peft":
+        raise ValueError(
+            f"{type(model).__name__} wraps the model: split the ranks of its adapters with "
+            "sgtm.model.lora.lora_partition(model, ranks=...), or partition the model before get_peft_model"
+        )
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type in REFUSED:
