@@ -31,10 +31,10 @@ demo: setup
 	$(PY) -m sgtm.cli demo
 
 test: setup
-	$(PY) -m pytest -q -m "not slow" src
+	$(PY) -m pytest -q -n auto -m "not slow" src
 
 test-all: setup
-	$(PY) -m pytest -q src
+	$(PY) -m pytest -q -n auto src
 
 check: setup
 	$(PY) -m ruff check .

@@ -20,6 +20,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from sgtm import SGTM, Partition
 from sgtm.environment import environment, tune_malloc
+from sgtm.model.masking import Mode
 from sgtm.train.optimizer import BlockParameters
 
 BATCH, CONTEXT, STEPS = 8, 128, 5
@@ -44,9 +45,9 @@ def cases() -> dict[str, Callable[[], None]]:
     """Each case runs one step of its own model; all models start equal."""
     tokens = torch.randint(4096, (BATCH, CONTEXT))
 
-    def plain() -> Callable[[], None]:
+    def plain(fused: bool) -> Callable[[], None]:
         net = model()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
 
         def step() -> None:
             net(input_ids=tokens, labels=tokens).loss.backward()
@@ -55,29 +56,39 @@ def cases() -> dict[str, Callable[[], None]]:
 
         return step
 
-    def masked(mode: str, strict: bool) -> Callable[[], None]:
+    def masked(mode: Mode, update: str = "gradient", fused: bool = False) -> Callable[[], None]:
         net = model()
         sgtm = SGTM(Partition.of(net, heads=1, neurons=32), joint=("embeddings", "norms"))
-        blocks = BlockParameters(sgtm)
+        blocks = BlockParameters(sgtm, contiguous=fused)
         groups = blocks.groups(1e-3, 0.01, {name for name, _ in net.named_parameters()})
-        optimizer = torch.optim.AdamW(groups if strict else net.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(net.parameters() if update == "gradient" else groups, lr=1e-3, fused=fused)
+        if update != "gradient":
+            blocks.attach(optimizer)
+        present = {mode} if isinstance(mode, str) else {"default", "retain", "forget"}
 
         def step() -> None:
             with sgtm.batch(mode):
                 net(input_ids=tokens, labels=tokens).loss.backward()
-            if strict:
-                blocks.set_gradients({mode})
+            if update != "gradient":
+                blocks.set_gradients(present)
             optimizer.step()
-            blocks.clear_gradients()
             net.zero_grad()
 
         return step
 
+    examples = [("default", "retain", "forget")[i % 3] for i in range(BATCH)]
+    positions = torch.randint(3, (BATCH, CONTEXT))
     modes = ("default", "retain", "forget")
     return {
-        "stock": plain(),
-        **{f"{mode}, gradient": masked(mode, False) for mode in modes},
-        **{f"{mode}, strict": masked(mode, True) for mode in modes},
+        "stock": plain(fused=False),
+        **{f"{mode}, gradient": masked(mode) for mode in modes},
+        **{f"{mode}, strict": masked(mode, "strict") for mode in modes},
+        "a mode for each example, gradient": masked(examples),
+        "a mode for each position, gradient": masked(positions),
+        "a mode for each example, strict": masked(examples, "strict"),
+        "stock, fused AdamW": plain(fused=True),
+        "default, strict, fused AdamW": masked("default", "strict", fused=True),
+        "a mode for each example, strict, fused AdamW": masked(examples, "strict", fused=True),
     }
 
 
@@ -102,8 +113,8 @@ def main() -> None:
 
 def report(seconds: dict[str, list[float]], out: Path) -> None:
     table = Table("step", "ms (median)", "min .. max", "tokens/s", "speed / stock")
-    stock = seconds["stock"]
     for name, times in seconds.items():
+        stock = seconds["stock, fused AdamW" if "fused" in name else "stock"]
         middle = statistics.median(times)
         ratio = statistics.median([a / b for a, b in zip(stock, times, strict=True)])
         spread = f"{min(times) * 1e3:.1f} .. {max(times) * 1e3:.1f}"

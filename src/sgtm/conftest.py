@@ -7,6 +7,8 @@ import pytest
 
 # These models are so small that threads only wait for each other: many times slower where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tiny configurations make transformers wonder.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from sgtm.config import DataConfig, PrepareConfig
 
