@@ -57,7 +57,7 @@ class SGTMTrainer(Trainer):
         sgtm: SGTM | None = None,
         update: Update = "gradient",
         forget_lr_scale: float = 1.0,
-        hear_domains: float = 0.0,
+        hear_domains: float = 0.5,
         sampler: Sampler[Any] | None = None,
         **kwargs: Any,
     ) -> None:
