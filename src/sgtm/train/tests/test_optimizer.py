@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
+from sgtm.model.tests.families import FAMILIES, tokens
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.tests.conftest import masked, tiny_model
 
@@ -206,3 +209,44 @@ def test_each_block_counts_its_own_steps():
         if part.block.owner in taken:
             assert optimizer.state[part.param]["step"] == taken[part.block.owner], part.block
     assert [g["owner"] for g in optimizer.param_groups] == [o for o in ("joint", "retain", "forget") for _ in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "contiguous", "kwargs"),
+    [
+        pytest.param(torch.optim.AdamW, False, {"foreach": True}, id="adamw_foreach"),
+        pytest.param(torch.optim.AdamW, True, {"fused": True}, id="adamw_fused"),
+        pytest.param(torch.optim.Adafactor, False, {}, id="adafactor"),
+        pytest.param(torch.optim.SGD, False, {"momentum": 0.9}, id="sgd_momentum"),
+        pytest.param(Lion, True, {}, id="lion"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "falcon_groups", "phi3", "llama_biases", "opt", "mixtral"])
+def test_strict_holds_in_other_layouts(name, optimizer_class, contiguous, kwargs):
+    """Transposed, fused and grouped projections: 100 forget steps under weight decay and momentum."""
+    family = FAMILIES[name]
+    model = family.model()
+    sgtm = SGTM(Partition.of(model, **family.units), joint=("embeddings", "norms"))
+    blocks = BlockParameters(sgtm, contiguous)
+    optimizer = optimizer_class(blocks.groups(1e-3, 0.1, {n for n, _ in model.named_parameters()}), **kwargs)
+    blocks.attach(optimizer)
+
+    def step(mode, seed):
+        model.zero_grad()
+        with sgtm.batch(mode):
+            model(**tokens(seed)).loss.backward()
+        blocks.set_gradients({mode})
+        optimizer.step()
+
+    for seed in range(3):
+        step("default", seed)
+    still = [p for p in blocks.parts if "forget" not in p.block.modes]
+    moving = [p for p in blocks.parts if p.block.owner == "forget"]
+    before, moved = [weight_of(p) for p in still], [weight_of(p) for p in moving]
+    states = [{k: torch.as_tensor(v).clone() for k, v in optimizer.state[p.param].items()} for p in still]
+    for seed in range(STEPS):
+        step("forget", seed)
+    assert all(torch.equal(weight_of(p), old) for p, old in zip(still, before, strict=True))
+    for p, state in zip(still, states, strict=True):
+        assert all(torch.equal(torch.as_tensor(optimizer.state[p.param][k]), v) for k, v in state.items())
+    assert not any(torch.equal(weight_of(p), old) for p, old in zip(moving, moved, strict=True))
