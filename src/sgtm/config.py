@@ -49,7 +49,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 def check_domain_name(name: str) -> None:
     """Raise a ConfigError if ``name`` cannot name a domain."""
-    if name in _MEANT or not name.isidentifier():
+    if name in _MEANT or not str(name).isidentifier():
         raise ConfigError(
             f"{name!r} cannot name a domain; use a word of letters, digits and _ other than {', '.join(_MEANT)}"
         )
@@ -144,7 +144,7 @@ class PartitionConfig:
     def __post_init__(self) -> None:
         for name, units in self.domains.items():
             check_domain_name(name)
-            whole = isinstance(units, dict) and all(type(n) is int for n in units.values())
+            whole = isinstance(units, dict) and all(type(n) is int and n >= 0 for n in units.values())
             if not whole or units.keys() - {"heads", "neurons"}:
                 raise ConfigError(f"partition.domains.{name}={units!r}: give {{heads: ..., neurons: ...}}")
             if not any(units.values()):

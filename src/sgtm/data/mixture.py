@@ -200,6 +200,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     mode = torch.zeros_like(input_ids)
     for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
         mode[i, :length] = torch.as_tensor(example["mode"])
+        mode[i, length:] = mode[i, length - 1]  # padding is no default row
     return batch | {"mode": mode}
 
 

@@ -23,7 +23,10 @@ def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
         ConfigError: no such data, or a column is missing.
     """
     rows = open_rows(name, split)
-    columns = set(rows.features or next(iter(rows), {}))
+    try:
+        columns = set(rows.features or next(iter(rows), {}))
+    except (ValueError, StopIteration, OSError) as error:  # pyarrow's errors are among these
+        raise ConfigError(f"{name} cannot be read as a table of texts: {str(error) or 'it is empty'}") from error
     if missing := _NEEDED - columns:
         raise ConfigError(f"{name} has no column {sorted(missing)}; it has {sorted(columns)}")
     labelled: Labelled | None = "tokens" if "spans" in columns else "documents" if "label" in columns else None
@@ -33,6 +36,8 @@ def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
 def _documents(name: str, rows: Any) -> Iterator[Document]:
     for i, row in enumerate(rows):
         text, category = row["text"] or "", row["category"]
+        if not isinstance(text, str) or not isinstance(category or "", str):
+            raise ConfigError(f"{name}, row {i}: text={text!r} and category={category!r} must be text")
         if not category:
             raise ConfigError(f"{name}, row {i}: no category; give retain, adjacent, or the name of a domain")
         spans = _spans(row.get("spans"), len(text), f"{name}, row {i}")

@@ -46,7 +46,8 @@ def fit_bias(
     generator = torch.Generator().manual_seed(seed)
     head: Any = model.get_output_embeddings()
     cached = {category: _hidden_states(model, head, found, sgtm, without) for category, found in rows.items()}
-    weights = {category: 1.0 if category in r.domains else config.retain_weight for category, r in rows.items()}
+    removed = {category for category, r in rows.items() if category in (without or r.domains)}
+    weights = {category: 1.0 if category in removed else config.retain_weight for category in rows}
     vocab_size, device = head.weight.shape[0], head.weight.device
     bias = nn.Parameter((torch.randn(vocab_size, generator=generator) * _START_STD).to(device))
     optimizer = torch.optim.AdamW([bias], lr=config.learning_rate, weight_decay=0.0)

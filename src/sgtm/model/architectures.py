@@ -233,7 +233,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     if type(model).__module__.partition(".")[0] == "peft":
         raise ValueError(
             f"{type(model).__name__} wraps the model: split the ranks of its adapters with "
-            "sgtm.model.lora.lora_partition(model, ranks=...), or partition the model before get_peft_model"
+            "sgtm.model.lora.lora_partition(model, ranks=...)"
         )
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)

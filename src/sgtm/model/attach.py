@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,11 @@ from transformers import PreTrainedModel
 
 from sgtm.config import ConfigError
 from sgtm.model.export import KEPT, on_stock
-from sgtm.model.partition import Partition, Units
+from sgtm.model.partition import Partition, Slice, Units
 from sgtm.model.surgery import Plans, num_units, resized, stock
 
 _FORMAT = "sgtm.module"
+_COSMETIC = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "model_type", KEPT}
 
 
 @torch.no_grad()
@@ -47,6 +49,7 @@ def export_module(model: PreTrainedModel, partition: Partition, domain: str, fil
         "layers": json.dumps(own.layers),
         "model_type": own.model.config.model_type,
         "fingerprint": _fingerprint(own),
+        "others": json.dumps({d: _digest(own.forget_of(d)) for d in own.domains if d != domain}),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, about)
@@ -81,6 +84,12 @@ def attach(model: PreTrainedModel, file: str | Path) -> PreTrainedModel:
             f"{file} was trained with other retained weights than this model's (the fingerprints differ, dtype "
             "included); attach it to the model that it was exported from"
         )
+    for other, digest in json.loads(about["others"]).items():
+        found = partition.forget_of(other)
+        if any(bool(s.of(s.param).any()) for s in found) and _digest(found) != digest:
+            raise ValueError(
+                f"{file} was trained beside other weights of {other} than this model's; ablate {other} first"
+            )
     slices = partition.forget_of(domain)
     if any(bool(s.of(s.param).any()) for s in slices):
         raise ValueError(f"the units of {domain} are in this model already; ablate them first to replace them")
@@ -124,9 +133,18 @@ def _in_full(
 
 
 def _fingerprint(partition: Partition) -> str:
-    """SHA-256 of the retain and joint parameters: names, types and values."""
-    digest = hashlib.sha256()
-    parts = [(s.name, s.of(s.param)) for s in partition.retain] + list(partition.joint.items())
+    """SHA-256 of what the units were trained with: the configuration but for sizes, retain and joint parameters."""
+    config = partition.model.config.to_dict()
+    sizes = {partition.architecture.mlp_width, "num_attention_heads", "num_heads", "num_key_value_heads", "head_dim"}
+    kept = {k: v for k, v in config.items() if k not in sizes | _COSMETIC and not k.startswith("_")}
+    joint = list(partition.joint.items())
+    return _digest(partition.retain, joint, json.dumps(kept, default=str, sort_keys=True))
+
+
+def _digest(slices: Sequence[Slice], joint: Sequence[tuple[str, Tensor]] = (), about: str = "") -> str:
+    """SHA-256 of names, types and values."""
+    digest = hashlib.sha256(about.encode())
+    parts = [(s.name, s.of(s.param)) for s in slices] + list(joint)
     for name, tensor in sorted(parts, key=lambda part: part[0]):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

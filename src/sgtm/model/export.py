@@ -1,6 +1,7 @@
 """Removal for real: the retained model as a stock checkpoint that loads without sgtm."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -53,8 +54,31 @@ def export(
     """
     if folder.exists():
         raise ConfigError(f"{folder} exists already; remove it or choose another --out")
+    if type(model).__module__.partition(".")[0] == "peft":
+        raise ConfigError("ranks of LoRA adapters go by partition.ablate() and model.merge_and_unload(), not by export")
     removed = _domains(sgtm.partition, without)
     _check_head_bias(model)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        done = _write(model, sgtm, partial, tokenizer, removed, verify)
+        card = model_card(done, sgtm.partition, losses)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return replace(done, folder=folder)
+
+
+def _write(
+    model: PreTrainedModel,
+    sgtm: SGTM,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    removed: tuple[str, ...],
+    verify: bool,
+) -> Export:
+    """The checkpoint in ``folder``, and what was seen of it."""
     plain = stock(model)
     partition = on_stock(plain, sgtm.partition)
     smaller, cut, zeroed = _without(plain, partition, removed)
@@ -69,7 +93,6 @@ def export(
     if verify:
         _load_alone(folder, model, sgtm, removed)
         done = replace(done, scanned=scan(folder, partition, removed))
-    (folder / "README.md").write_text(model_card(done, sgtm.partition, losses), encoding="utf-8")
     return done
 
 
@@ -107,6 +130,7 @@ def scan(folder: Path, partition: Partition, domains: Sequence[str]) -> int:
             wanted.setdefault(vectors.shape[1], []).append((s, vectors))
     generator = torch.Generator().manual_seed(0)
     keys = {size: torch.randint(-(2**62), 2**62, (size,), generator=generator) for size in wanted}
+    _check_biases(folder, partition, domains)
     for name, matrix in _matrices(folder):
         for vectors in (matrix, matrix.t()):
             size = vectors.shape[1]
@@ -118,6 +142,14 @@ def scan(folder: Path, partition: Partition, domains: Sequence[str]) -> int:
                         f"{folder} still holds weights of {s.domain} ({s.name}) in {name}; do not use it"
                     )
     return sum(len(lost) for found in wanted.values() for _, lost in found)
+
+
+def _check_biases(folder: Path, partition: Partition, domains: Sequence[str]) -> None:
+    """Biases are too short to be looked for anywhere: at their place they must be zero, or gone."""
+    stored = {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+    for s in partition.forget_of(*domains):
+        if s.param.ndim == 1 and stored[s.name].shape == s.param.shape and s.of(stored[s.name]).any():
+            raise RuntimeError(f"{folder} holds a bias of {s.domain} ({s.name}); do not use it")
 
 
 def _hashes(vectors: Tensor, key: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from sgtm.config import check_domain_name
 from sgtm.model.architectures import Architecture, architecture_of
 from sgtm.model.partition import Partition, Site, Slice, Span, Units, Writer
 from sgtm.model.sublayers import layers_of
@@ -133,10 +134,7 @@ def _check_domains(counts: Mapping[str, int]) -> None:
     if not counts:
         raise ValueError("domains={} leaves no forget ranks; name at least one domain and its ranks")
     for name, count in counts.items():
-        if name in ("default", "retain", "joint") or not name.isidentifier():
-            raise ValueError(
-                f"{name!r} cannot name a domain; use a word of letters, digits and _ other than default, retain, joint"
-            )
+        check_domain_name(name)
         if count < 1:
             raise ValueError(f"{count} ranks leave no forget units ({name}); give at least 1")
 

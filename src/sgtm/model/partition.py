@@ -408,6 +408,8 @@ def _check_domains(domains: Mapping[str, Units]) -> None:
         raise ValueError("domains={} leaves no forget units; name at least one domain and its Units")
     for name, units in domains.items():
         check_domain_name(name)
+        if not isinstance(units, Units) or min(units.heads, units.neurons) < 0:
+            raise ValueError(f"{name}: {units!r} must be Units(heads=..., neurons=...), none of them negative")
         if units.heads == units.neurons == 0:
             raise ValueError(f"heads=0 and neurons=0 leave no forget units ({name}); give at least one of them")
 

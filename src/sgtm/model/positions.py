@@ -97,6 +97,10 @@ def over(positions: Tensor, x: Tensor) -> Tensor:
         ValueError: they do not fit.
     """
     batch, seq = positions.shape
+    if x.ndim > 3 and 1 < seq == x.shape[1] == x.shape[2]:
+        raise _misfit(
+            positions, f"activations of shape {tuple(x.shape)}, whose heads and positions cannot be told apart"
+        )
     if x.ndim > 2 and x.shape[0] in (1, batch) and (seq == 1 or x.shape[1] == seq):
         return positions.reshape(batch, seq, *(1,) * (x.ndim - 2))
     if x.ndim == 2 and len(x) % (batch * seq) == 0 and (seq == 1 or len(x) == batch * seq):

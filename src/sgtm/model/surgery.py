@@ -111,7 +111,12 @@ def resized(
         ValueError: the family's configuration cannot have so many heads or neurons.
     """
     state = _state(model, heads, neurons, zero)
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(_config(model, heads, neurons)).to(model.dtype)
+    attention = model.config._attn_implementation
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(
+        _config(model, heads, neurons), attn_implementation=attention
+    )
+    for name, p in built.named_parameters():
+        p.data = p.data.to(state[name].dtype)
     built.load_state_dict(state)
     return _like(built, model)
 
@@ -142,6 +147,7 @@ def stock(model: PreTrainedModel) -> PreTrainedModel:
 
 def _like(built: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
     """``built`` on the device and in the state of training of ``model``."""
+    built.generation_config = copy.deepcopy(model.generation_config)
     built.to(model.device)  # type: ignore[arg-type]
     built.train(model.training)
     return built

@@ -112,7 +112,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters())
     trainer.add_callback(recorder)
     _start_folder(config, folder, counts, model, sgtm)
+    use_cache = model.config.use_cache
     trainer.train(resume_from_checkpoint=checkpoint)
+    model.config.use_cache = use_cache  # Trainer turns it off
     if trainer.is_world_process_zero():
         save_model(model, data.tokenizer, folder / "model")
     assert evaluation.bias is not None
@@ -177,6 +179,8 @@ def export_run(folder: Path, out: Path, without: Sequence[str] = (), verify: boo
 
     Where the run's data is still there, the losses of the exported model are measured for its card.
     """
+    if out.exists():
+        raise ConfigError(f"{out} exists already; remove it or choose another --out")
     config, model, sgtm = load_run(folder)
     sgtm = _check_domains(folder, sgtm, without)
     losses = None
@@ -340,6 +344,11 @@ def _labelled(config: RunConfig, method: Method, rows: Rows) -> tuple[Rows, Samp
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
     labelled, labels = training_rows(rows, config.labels, method.use, config.seed)
+    if labelled.token_labels is not None and method.use == "modes" and len(rows.domains) > 1 and t.hear_domains:
+        raise ConfigError(
+            f"train.hear_domains={t.hear_domains}: where tokens have labels (spans, or packed labelled documents), "
+            "domains cannot hear each other yet; use train.hear_domains: 0, or labels of whole documents unpacked"
+        )
     assert labelled.modes is not None
     sampler = ModeSampler(labelled.modes, t.batch_size, t.mixing, config.seed)
     return labelled, sampler, {"rows": labels, "modes": count_modes(labelled)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -75,6 +75,10 @@ class SGTMTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process would multiply the batch; start one process a GPU with "
                 "torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        if update not in get_args(Update):
+            raise ConfigError(f"update={update!r} is none of {list(get_args(Update))}")
+        if not 0 <= hear_domains <= 1:
+            raise ConfigError(f"hear_domains={hear_domains} is no fraction; use 0 to 1")
         if sgtm is not None:
             self._check(model, sgtm)
         self.add_callback(_SetEpoch(self))
@@ -111,7 +115,7 @@ class SGTMTrainer(Trainer):
         if self.sampler is None and self.sgtm is not None:
             step_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-            modes = dataset.modes if isinstance(dataset, Rows) else [row["mode"] for row in dataset]
+            modes = dataset.modes if isinstance(dataset, Rows) else [_mode_of(i, row) for i, row in enumerate(dataset)]
             self.sampler = ModeSampler(_of_examples(modes), step_size, seed=self.args.seed)
         return self.sampler or super()._get_train_sampler(train_dataset)
 
@@ -165,6 +169,12 @@ class SGTMTrainer(Trainer):
     ) -> Tensor:
         """One pass over a batch in which each position has a mode."""
         assert self.sgtm is not None
+        if self.hear_domains and len(self.sgtm.partition.domains) > 1:
+            raise ConfigError(
+                f"hear_domains={self.hear_domains}: where each position has a mode, domains cannot hear each other "
+                "yet; use hear_domains=0, or labels of whole documents"
+            )
+        self._check_codes(mode)
         self._step_modes.update(self.modes[code] for code in mode.unique().tolist())
         with self.sgtm.batch(mode):
             return super().training_step(model, inputs, num_items_in_batch)
@@ -177,11 +187,13 @@ class SGTMTrainer(Trainer):
         loss = torch.zeros((), device=self.args.device)
         parts = list(self._parts(inputs, mode))
         self._step_modes.update(name for name, _ in parts)
-        if self.args.world_size > 1 and parts[-1][0] in self.sgtm.partition.domains:
+        heard = self._heard_domains()
+        is_masked = parts[-1][0] in self.sgtm.partition.domains or (parts[-1][0] == "retain" and heard)
+        if self.args.world_size > 1 and is_masked:
             parts.append(("default", _nothing(inputs)))  # other processes wait for this one's gradients
         for i, (name, part) in enumerate(parts):
             synchronise = nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(model)
-            with synchronise, self.sgtm.hearing(*self._heard_domains()), self.sgtm.batch(name):
+            with synchronise, self.sgtm.hearing(*heard), self.sgtm.batch(name):
                 loss += super().training_step(model, part, num_items_in_batch)
         return loss
 
@@ -202,12 +214,16 @@ class SGTMTrainer(Trainer):
         the gradients is never one that has still to be masked.
         """
         default, retain, *domains = range(len(self.modes))
-        if int(mode.min()) < 0 or int(mode.max()) > max(domains):
-            raise ConfigError(f"mode has codes from {int(mode.min())} to {int(mode.max())}; known are {self.modes}")
+        self._check_codes(mode)
         for code in (*domains, retain, default):
             chosen = mode == code
             if bool(chosen.any()):
                 yield self.modes[code], {key: value[chosen] for key, value in inputs.items()}
+
+    def _check_codes(self, mode: Tensor) -> None:
+        low, high = (int(bound) for bound in mode.aminmax())
+        if low < 0 or high >= len(self.modes):
+            raise ConfigError(f"mode has codes from {low} to {high}; 0 to {len(self.modes) - 1} stand for {self.modes}")
 
     def _finish_gradients(self) -> None:
         """Hand the step's gradients over to the optimizer."""
@@ -242,6 +258,15 @@ def _clip(gradients: list[Tensor], max_norm: float | None) -> Tensor:
         for grad in gradients:
             grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def _mode_of(number: int, row: dict[str, Any]) -> Any:
+    if "mode" not in row:
+        raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
+    mode = row["mode"]
+    if np.ndim(mode) and len(mode) != len(row["input_ids"]):
+        raise ConfigError(f"row {number} has {len(mode)} modes for {len(row['input_ids'])} tokens; give one for each")
+    return mode
 
 
 def _of_examples(modes: Any) -> Any:

@@ -265,6 +265,38 @@ def test_the_scan_finds_a_removed_weight_that_was_left_in(across: bool, tmp_path
         scan(tmp_path / "out", sgtm.partition, ["forget"])
 
 
+def test_the_scan_finds_a_bias_that_was_left_in(tmp_path: Path) -> None:
+    from sgtm.model.export import scan
+
+    model = FAMILIES["gpt_neo_layers"].model()
+    sgtm = SGTM(Partition.of(model, **FAMILIES["gpt_neo_layers"].units))
+    export(model, sgtm, tmp_path / "out", verify=True)
+    file = tmp_path / "out" / "model.safetensors"
+    state = load_file(file)
+    state["transformer.h.2.mlp.c_fc.bias"][-1] = 0.5
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"holds a bias of forget \(transformer.h.2.mlp.c_fc.bias\)"):
+        scan(tmp_path / "out", sgtm.partition, ["forget"])
+
+
+def test_a_rejected_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = WHOLE["llama"].model()
+    sgtm = SGTM(Partition.of(model, heads=1))
+    monkeypatch.setattr("sgtm.model.export._ROUNDING_STEPS", -1)
+    with pytest.raises(RuntimeError, match="does not compute what the ablated model computes"):
+        export(model, sgtm, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_keeps_how_the_model_generates(tmp_path: Path) -> None:
+    model = WHOLE["llama"].model()
+    model.generation_config.temperature, model.generation_config.do_sample = 0.3, True
+    export(model, SGTM(Partition.of(model, neurons=3)), tmp_path / "out")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.generation_config.temperature == 0.3
+    assert loaded.config.use_cache
+
+
 def test_exports_that_cannot_be_are_refused(tmp_path: Path) -> None:
     model = WHOLE["llama"].model()
     sgtm = SGTM(Partition.of(model, domains=TWO))
@@ -361,6 +393,12 @@ def test_a_module_is_refused_where_it_does_not_belong(tmp_path: Path) -> None:
     with torch.no_grad():
         other.model.norm.weight[0] += 1e-6
     cases += [(other, "other retained weights"), (copy.deepcopy(model).bfloat16(), "other retained weights")]
+    turned = copy.deepcopy(model)
+    turned.config.rms_norm_eps = 1e-2
+    beside = copy.deepcopy(model)
+    with torch.no_grad():
+        beside.model.layers[0].mlp.up_proj.weight[-1] = 1.0  # of cyber
+    cases += [(turned, "other retained weights"), (beside, "beside other weights of cyber")]
     for wrong, message in cases:
         before = state_of(wrong)
         with pytest.raises(ValueError, match=message):

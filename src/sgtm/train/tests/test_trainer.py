@@ -190,6 +190,44 @@ def test_positions_with_modes_train_in_one_pass(make_trainer, rows):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_strict_holds_for_positions_of_rows_of_any_length(make_trainer, rows):
+    """Padding is no default row."""
+    few = [rows[i] for i in range(40)]
+    ragged = [
+        {"input_ids": r["input_ids"][: 8 + i % 5], "mode": np.full(8 + i % 5, MODES.index("forget"))}
+        for i, r in enumerate(few)
+    ]
+    trainer = make_trainer(train_dataset=ragged, trainer_update="strict", max_steps=5)
+    before = [s.of(s.param).detach().clone() for s in trainer.sgtm.partition.retain]
+    trainer.train()
+    for s, old in zip(trainer.sgtm.partition.retain, before, strict=True):
+        assert torch.equal(s.of(s.param), old), s.name
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"mode": [2, 2]}, "row 0 has 2 modes for 16 tokens"),
+        ({}, "no modes"),
+        ({"mode": [7] * 16}, "codes from 7 to 7; 0 to 2 stand for"),
+        ({"mode": 7}, "codes from 7 to 7; 0 to 2 stand for"),
+    ],
+)
+def test_modes_that_make_no_sense_are_refused(make_trainer, row, message):
+    data = [{"input_ids": np.arange(16)} | row for _ in range(16)]
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(train_dataset=data).train()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"trainer_update": "stric"}, "update='stric' is none of"), ({"trainer_hear_domains": 7}, "is no fraction")],
+)
+def test_misspelt_settings_are_refused(make_trainer, kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(**kwargs)
+
+
 def test_an_optimizer_that_cannot_take_views_is_refused(make_trainer):
     with pytest.raises(ConfigError, match="optim=lomo chooses parameters or steps by itself"):
         make_trainer(optim="lomo", trainer_update="strict").train()
