@@ -256,7 +256,7 @@ def test_masking_of_another_model_is_refused(make_trainer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixing", ["example", "step"])
+@pytest.mark.parametrize("mixing", ["example", "step", "domains"])
 def test_two_processes_equal_one(tmp_path, prepared, mixing):
     """Law 11: DDP over gloo, strict; some steps have a process with forget examples alone, or nothing else at all."""
     script = [sys.executable, "-m", "sgtm.train.tests.two_ranks", str(prepared), str(tmp_path), mixing]
