@@ -40,7 +40,7 @@ def test_ablation_removes_spanish(run, name, capsys):
     found = run(name)
     for losses in [found] if "intact" in found else found.values():
         removed = {language: losses["ablated"][language] - losses["intact"][language] for language in losses["intact"]}
-        # With 60 steps it is 0.6 or more for Spanish, and English gets no worse than by 0.1.
-        assert removed["spanish"] > 0.3, found
+        # Measured with 60 steps: Spanish worse by 1.9 to 2.8, English better by 0.3 to 0.75.
+        assert removed["spanish"] > 1.0, found
         assert removed["english"] < 0.3, found
     assert "spanish" in capsys.readouterr().out

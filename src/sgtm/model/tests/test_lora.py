@@ -462,12 +462,19 @@ def _lora(**settings: Any) -> Any:
     return _wrapped(peft.LoraConfig(**({"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | settings)))
 
 
+def _with_adapter_of_transformers() -> Any:
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"]))
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no PeftModel": (
         lambda: AutoModelForCausalLM.from_config(CONFIGS["llama"]),
         {"ranks": 2},
         "LlamaForCausalLM is no PeftModel; wrap .*get_peft_model.*Partition.of",
     ),
+    "add_adapter": (_with_adapter_of_transformers, {"ranks": 2}, "from model.add_adapter.*get_peft_model"),
     "IA3": (
         lambda: _wrapped(peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM")),
         {"ranks": 2},
