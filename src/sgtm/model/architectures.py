@@ -235,6 +235,11 @@ def architecture_of(model: nn.Module) -> Architecture:
             f"{type(model).__name__} wraps the model: split the ranks of its adapters with "
             "sgtm.model.lora.lora_partition(model, ranks=...)"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{type(model).__name__} has adapters from add_adapter(...), which stand around its projections; use "
+            "peft.get_peft_model on the plain model and sgtm.model.lora.lora_partition(model, ranks=...)"
+        )
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type in REFUSED:
