@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from sgtm.config import ConfigError
 from sgtm.model.export import KEPT, on_stock
 from sgtm.model.partition import Partition, Slice, Units
+from sgtm.model.sublayers import UNITS
 from sgtm.model.surgery import Plans, num_units, resized, stock
 
 _FORMAT = "sgtm.module"
@@ -32,10 +33,7 @@ def export_module(model: PreTrainedModel, partition: Partition, domain: str, fil
     """
     if file.exists():
         raise ConfigError(f"{file} exists already; remove it or choose another --out")
-    try:
-        partition.select_domains([domain])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    partition.select_domains([domain])
     own = on_stock(stock(model), partition)
     parts: dict[str, list[Tensor]] = {}
     for s in own.forget_of(domain):
@@ -111,7 +109,7 @@ def _in_full(
     for kind, present in num_units(model).items():
         if present == original[kind]:
             continue
-        name = "heads" if kind == "attn" else "neurons"
+        name = UNITS[kind]
         retain = original[kind] - sum(getattr(units, name) for units in domains.values())
         if present != retain + sum(getattr(domains[domain], name) for domain in kept if domain in domains):
             raise ValueError(

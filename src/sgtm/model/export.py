@@ -18,11 +18,10 @@ from sgtm.config import ConfigError
 from sgtm.model.card import Export, Losses, model_card
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition, Slice
-from sgtm.model.sublayers import layers_of
+from sgtm.model.sublayers import UNITS, layers_of
 from sgtm.model.surgery import Plans, can_resize, num_units, resized, stock
 
 KEPT = "sgtm_domains"  # in the configuration of an export: the domains that are still in it
-_NAMES = {"attn": "heads", "mlp": "neurons"}
 _PROBE = (4, 32)  # rows and tokens of the verification
 _ROUNDING_STEPS = 1000  # tolerated difference, in rounding steps of the largest logit ...
 _TOLERANCE = 0.02  # ... and at most this share of it: low precision is no licence
@@ -56,7 +55,7 @@ def export(
         raise ConfigError(f"{folder} exists already; remove it or choose another --out")
     if type(model).__module__.partition(".")[0] == "peft":
         raise ConfigError("ranks of LoRA adapters go by partition.ablate() and model.merge_and_unload(), not by export")
-    removed = _domains(sgtm.partition, without)
+    removed = sgtm.partition.select_domains(without)
     _check_head_bias(model)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -101,9 +100,9 @@ def on_stock(plain: PreTrainedModel, partition: Partition) -> Partition:
     return Partition.of(plain, layers=partition.layers, domains=partition.domains)
 
 
-def units_of(partition: Partition, kind: str) -> dict[str | None, range]:
+def _units_by_owner(partition: Partition, kind: str) -> dict[str | None, range]:
     """The units of each owner (None: retain) in a layer with forget units; ``kind``: attn or mlp."""
-    name = _NAMES[kind]
+    name = UNITS[kind]
     counts = {domain: getattr(units, name) for domain, units in partition.domains.items()}
     start = num_units(partition.model).get(kind, 0) - sum(counts.values())
     owners: dict[str | None, range] = {None: range(start)}
@@ -165,13 +164,6 @@ def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield f"{file.name}: {name}", tensor
 
 
-def _domains(partition: Partition, names: Sequence[str]) -> tuple[str, ...]:
-    try:
-        return partition.select_domains(names)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 @torch.no_grad()
 def _without(
     plain: PreTrainedModel, partition: Partition, removed: Sequence[str]
@@ -180,7 +172,7 @@ def _without(
     num_layers = len(layers_of(plain, partition.architecture))
     plans: dict[str, Plans] = {"attn": {}, "mlp": {}}
     for kind in plans:
-        owners = units_of(partition, kind)
+        owners = _units_by_owner(partition, kind)
         lost = {unit for domain in removed for unit in owners[domain]}
         kept = [unit for owner in owners.values() for unit in owner if unit not in lost]
         plan = dict.fromkeys(range(num_layers), kept)
@@ -190,7 +182,7 @@ def _without(
     zero = [(s.name, s.dim, s.start, s.stop) for s in partition.forget_of(*removed)]
     smaller = resized(plain, plans["attn"], plans["mlp"], zero)
     before, after = num_units(plain), num_units(smaller)
-    cut = {name: before.get(kind, 0) - after.get(kind, 0) for kind, name in _NAMES.items()}
+    cut = {name: before.get(kind, 0) - after.get(kind, 0) for kind, name in UNITS.items()}
     total = {name: sum(getattr(partition.domains[domain], name) for domain in removed) for name in cut}
     return smaller, cut, {name: total[name] - cut[name] for name in cut}
 

@@ -68,6 +68,7 @@ class SGTM:
     ) -> None:
         self.partition = partition
         self.strategy = strategy if isinstance(strategy, Strategy) else _named(strategy)
+        self._forget = next(iter(partition.domains)) if len(partition.domains) == 1 else "forget"  # what that means
         self.mode: str | Tensor = "default"  # a name, or codes (batch, 1 or seq)
         self._silenced: frozenset[str] = frozenset()  # domains whose units give zero whatever the mode
         self._heard: frozenset[str] = frozenset()  # domains whose units are not silenced by other modes
@@ -213,16 +214,16 @@ class SGTM:
         known = self.partition.modes
         if isinstance(mode, Tensor):
             return self._codes(mode)
-        if len(known) == 3 and "forget" not in known:  # a domain that is the only one goes by that name too
-            mode = known[2] if mode == "forget" else mode if isinstance(mode, str) else [_only(m, known) for m in mode]
-        names = (mode,) if isinstance(mode, str) else tuple(mode)
+        names = tuple(
+            self._forget if name == "forget" else name for name in ((mode,) if isinstance(mode, str) else mode)
+        )
         for name in names:
             if name not in known:
                 raise ValueError(f"mode={name!r} is none of {list(known)}")
         if not names:
             raise ValueError("mode=[] names no mode; give one for each example of the batch")
         if isinstance(mode, str):
-            return mode
+            return names[0]
         return torch.tensor([[known.index(name)] for name in names], device=self.partition.model.device)
 
     def _codes(self, mode: Tensor) -> Tensor:
@@ -255,11 +256,20 @@ class SGTM:
             self.mode, self._are_apart = before, were_apart
 
     def _frozen_modules(self) -> list[Frozen]:
-        return frozen_modules(self.partition.model, self.frozen, self.frozen_joint)
+        heard = [s for s in self.partition.forget if s.domain in self._heard]
+        return frozen_modules(self.partition.model, (*self.frozen, *heard), self.frozen_joint)
 
-    def _spared(self) -> Tensor | None:
-        """Positions (batch, 1 or seq) that leave frozen parameters alone; None where one mode holds for all."""
-        return self.mode > _RETAIN if isinstance(self.mode, Tensor) else None
+    def _spared(self, domain: str | None) -> Tensor | None:
+        """Positions (batch, 1 or seq) that leave the parameters of ``domain`` (None: frozen retain and joint ones)
+        alone; None where one mode holds for all."""
+        if not isinstance(self.mode, Tensor):
+            return None
+        return self.mode > _RETAIN if domain is None else self._others(domain)
+
+    def _others(self, domain: str) -> Tensor:
+        """Positions (batch, 1 or seq) in retain mode or that of another domain."""
+        assert isinstance(self.mode, Tensor)
+        return (self.mode != _DEFAULT) & (self.mode != self.partition.modes.index(domain))
 
     def _check_batch(self, embedding: nn.Module, args: tuple[Tensor, ...]) -> None:
         if isinstance(self.mode, Tensor) and args:
@@ -280,21 +290,18 @@ class SGTM:
             how = self.strategy.activations
             if how == "keep" or self.mode in ("default", "retain"):
                 return None
-            return _Treatment(how, self._spared())
+            return _Treatment(how, self._spared(None))
         if domain in self._silenced:
             return _Treatment("zero", None)
-        if isinstance(self.mode, Tensor):
-            own = self.partition.modes.index(domain)
-            return _Treatment("zero", (self.mode != _DEFAULT) & (self.mode != own))
-        return None if self.mode in ("default", domain) or domain in self._heard else _Treatment("zero", None)
+        if domain in self._heard or (not isinstance(self.mode, Tensor) and self.mode in ("default", domain)):
+            return None
+        return _Treatment("zero", self._others(domain) if isinstance(self.mode, Tensor) else None)
 
     def _masked_by(self, mode: str | Tensor) -> tuple[Sequence[Slice], Sequence[str]]:
         """Slices, and names of joint parameters, whose gradients are zeroed after a batch of ``mode``.
 
         Silent units get no gradient in the first place.
         """
-        if isinstance(mode, Tensor) and self._heard:
-            raise ValueError("sgtm.hearing(...) is for batches of one mode; use it with a name")
         if isinstance(mode, Tensor) or mode == "default":
             return (), ()
         heard = [s for s in self.partition.forget if s.domain in self._heard - {mode}]
@@ -352,10 +359,6 @@ def _named(strategy: str) -> Strategy:
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r} is none of {sorted(STRATEGIES)}{nearest(strategy, STRATEGIES)}")
     return STRATEGIES[strategy]
-
-
-def _only(name: str, known: Sequence[str]) -> str:
-    return known[2] if name == "forget" else name
 
 
 def _shown(mode: str | Tensor) -> str:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sgtm.config import check_domain_name, nearest
+from sgtm.config import ConfigError, check_domain_name, modes, nearest
 from sgtm.model.architectures import Architecture, architecture_of
-from sgtm.model.sublayers import Projection, Sublayer, layers_of, sublayers
+from sgtm.model.sublayers import UNITS, Projection, Sublayer, layers_of, sublayers
 from sgtm.model.surgery import init_std, num_units, reorder
 
 Site = Literal["attn.in", "attn.out", "mlp.in", "mlp.out"]
@@ -44,7 +44,8 @@ class Chosen:
     neurons: Choice = field(default_factory=dict)
 
     def of(self, kind: str) -> Choice:
-        return self.heads if kind == "attn" else self.neurons
+        choice: Choice = getattr(self, UNITS[kind])
+        return choice
 
     def units(self, layers: Sequence[int], domain: str) -> Units:
         """How many units of each layer.
@@ -220,7 +221,7 @@ class Partition:
     @property
     def modes(self) -> tuple[str, ...]:
         """Names of the modes; a mode's code is its index."""
-        return ("default", "retain", *self.domains)
+        return modes(self.domains)
 
     @property
     def heads(self) -> int:
@@ -279,12 +280,12 @@ class Partition:
         """``names`` in the partition's order; all domains if there is none.
 
         Raises:
-            ValueError: a name that is no domain.
+            ConfigError: a name that is no domain.
         """
         wanted = tuple(names) or tuple(self.domains)
         for name in wanted:
             if name not in self.domains:
-                raise ValueError(
+                raise ConfigError(
                     f"{name!r} is no domain{nearest(name, self.domains)} (domains: {', '.join(self.domains)})"
                 )
         return tuple(d for d in self.domains if d in wanted)
@@ -359,7 +360,7 @@ _Owners = list[tuple[str | None, int, int]]  # (domain or None, first unit, last
 
 def _owners(sublayer: Sublayer, domains: Mapping[str, Units]) -> _Owners:
     """Who owns which units of the sublayer: retain first, then the domains."""
-    name = "heads" if sublayer.kind == "attn" else "neurons"
+    name = UNITS[sublayer.kind]
     forget = {domain: getattr(units, name) for domain, units in domains.items()}
     total = sum(forget.values())
     if not 0 <= total < sublayer.units or min(forget.values()) < 0:
@@ -382,7 +383,7 @@ def _owners(sublayer: Sublayer, domains: Mapping[str, Units]) -> _Owners:
 def _last(chosen: Sequence[Sequence[int]], units: int, kind: str) -> list[int]:
     """All units of a layer in order, but for the ``chosen`` ones of each domain, which come last."""
     moved = [unit for of_domain in chosen for unit in of_domain]
-    name = "heads" if kind == "attn" else "neurons"
+    name = UNITS[kind]
     if len(set(moved)) < len(moved) or any(not 0 <= unit < units for unit in moved):
         raise ValueError(f"{name} {moved} of a layer with {units}: choose different ones from 0 to {units - 1}")
     return [unit for unit in range(units) if unit not in set(moved)] + moved

@@ -20,6 +20,7 @@ sum of what batches of one mode each would give.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -31,37 +32,51 @@ from transformers.pytorch_utils import Conv1D
 from sgtm.model.split_linear import SplitLinearOut
 
 Forward = Callable[..., Any]
-Spared = Callable[[], "Tensor | None"]
+Spared = Callable[[str | None], "Tensor | None"]  # domain -> where its parameters are constant (None: retain's, joint)
 _LINEAR = {nn.Linear.forward, Conv1D.forward, SplitLinearOut.forward}
 
 
+class Part(NamedTuple):
+    """Elements ``start:stop`` along ``dim`` of a parameter of ``domain`` (None: retain or joint)."""
+
+    dim: int
+    start: int
+    stop: int
+    domain: str | None
+
+
 class Frozen(NamedTuple):
-    """A module, and the parts of its parameters that forget positions leave alone: name -> (dim, start, stop)."""
+    """A module, and by name the parts of its parameters that some positions leave alone."""
 
     module: nn.Module
-    parts: dict[str, list[tuple[int, int, int]]]
+    parts: dict[str, list[Part]]
+
+    @property
+    def domains(self) -> list[str | None]:
+        """Whose parts they are."""
+        return list(dict.fromkeys(part.domain for parts in self.parts.values() for part in parts))
 
 
 def frozen_modules(model: nn.Module, slices: Sequence[Any], joint: Sequence[str]) -> list[Frozen]:
-    """The modules that hold ``slices`` (of ``Partition.retain``) or the parameters named ``joint``; tied ones all."""
+    """The modules that hold ``slices`` (of a ``Partition``) or the parameters named ``joint``; tied ones all."""
     found: dict[int, Frozen] = {}
 
-    def add(module: nn.Module, name: str, part: tuple[int, int, int]) -> None:
+    def add(module: nn.Module, name: str, part: Part) -> None:
         found.setdefault(id(module), Frozen(module, {})).parts.setdefault(name, []).append(part)
 
     for s in slices:
-        add(s.module, s.name.rpartition(".")[2], (s.dim, s.start, s.stop))
+        add(s.module, s.name.rpartition(".")[2], Part(s.dim, s.start, s.stop, s.domain))
     whole = {id(model.get_parameter(name)) for name in joint}
     for module in model.modules() if whole else ():
         for name, p in module.named_parameters(recurse=False):
             if id(p) in whole:
-                add(module, name, (0, 0, len(p)))
+                add(module, name, Part(0, 0, len(p), None))
     return list(found.values())
 
 
 @contextmanager
 def train_apart(frozen: Sequence[Frozen], spared: Spared) -> Iterator[None]:
-    """Meanwhile the modules' frozen parts are constants at the positions that ``spared()`` (batch, 1 or seq) names."""
+    """Meanwhile the modules' frozen parts are constants at the positions (batch, 1 or seq) that ``spared`` names."""
     with ExitStack() as stack:
         for one in frozen:
             stack.enter_context(_forward(one.module, _apart(one, spared)))
@@ -84,10 +99,10 @@ def _forward(module: nn.Module, forward: Forward) -> Iterator[None]:
 def _apart(frozen: Frozen, spared: Spared) -> Forward:
     module, forward = frozen.module, frozen.module.forward
     if isinstance(module, nn.Embedding):
-        return lambda *args, **kwargs: _detached(forward(*args, **kwargs), spared())
+        return lambda *args, **kwargs: _detached(forward(*args, **kwargs), spared(None))
     if getattr(type(module), "forward", None) in _LINEAR and "forward" not in vars(module):
-        return lambda x: _linear(frozen, x, spared())
-    return lambda *args, **kwargs: _twice(frozen, forward, spared(), *args, **kwargs)
+        return lambda x: _linear(frozen, x, spared)
+    return lambda *args, **kwargs: _again(frozen, forward, spared, *args, **kwargs)
 
 
 def over(positions: Tensor, x: Tensor) -> Tensor:
@@ -130,107 +145,118 @@ def _detached(y: Tensor, where: Tensor | None) -> Tensor:
     return y if where is None else torch.where(over(where, y), y.detach(), y)
 
 
-def _twice(frozen: Frozen, forward: Forward, spared: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-    """Any module that computes each position alone: once with its parameters, once with the frozen parts constant."""
+def _again(frozen: Frozen, forward: Forward, spared: Spared, *args: Any, **kwargs: Any) -> Any:
+    """Any module that computes each position alone: once with its parameters, and once for each set of domains whose
+    parts are constant at some position."""
     y = forward(*args, **kwargs)
-    if spared is None:
+    masks = {domain: spared(domain) for domain in frozen.domains}
+    if any(mask is None for mask in masks.values()):
         return y
     if not isinstance(y, Tensor):
         raise TypeError(
             f"{type(frozen.module).__name__} holds {sorted(frozen.parts)}, which forget positions leave alone, and "
             "gives more than one tensor: only whole batches of one mode can do that; leave it out of joint"
         )
-    constant = {name: _constant(frozen.module.get_parameter(name), parts) for name, parts in frozen.parts.items()}
-    with _forward(frozen.module, forward):
-        z = functional_call(frozen.module, constant, args, kwargs)
-    return torch.where(over(spared, y), z, y)
+    for size in range(1, len(masks) + 1):
+        for domains in combinations(masks, size):  # a larger set holds at fewer positions, and has the last word
+            constant = {
+                name: _constant(frozen.module.get_parameter(name), [p for p in parts if p.domain in domains])
+                for name, parts in frozen.parts.items()
+            }
+            with _forward(frozen.module, forward):
+                z = functional_call(frozen.module, constant, args, kwargs)
+            where = torch.stack([masks[domain] for domain in domains]).all(0)  # type: ignore[misc]
+            y = torch.where(over(where, y), z, y)
+    return y
 
 
-def _constant(p: Tensor, parts: list[tuple[int, int, int]]) -> Tensor:
+def _constant(p: Tensor, parts: list[Part]) -> Tensor:
     """``p`` without gradient in ``parts``."""
     mask = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
-    for dim, start, stop in parts:
-        mask.narrow(dim, start, stop - start).fill_(True)
+    for part in parts:
+        mask.narrow(part.dim, part.start, part.stop - part.start).fill_(True)
     return torch.where(mask, p.detach(), p)
 
 
-def _linear(frozen: Frozen, x: Tensor, spared: Tensor | None) -> Tensor:
+def _linear(frozen: Frozen, x: Tensor, spared: Spared) -> Tensor:
     """``x`` (..., in) W^T + b (..., out); where ``spared``, frozen parts of W and b get no gradient."""
     module: Any = frozen.module
     weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
     bias = module.bias
-    if spared is None:
+    domains = frozen.domains
+    masks = [spared(domain) for domain in domains]
+    if any(mask is None for mask in masks):
         return F.linear(x, weight, bias)
-    rows, columns, biases = _features(frozen)
+    features = tuple(_features(frozen, domain) for domain in domains)
     device = x.device.type
     if torch.is_autocast_enabled(device):  # a function of our own is not cast by it
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    y: Tensor = _MaskedLinear.apply(x, weight, bias, over(spared, x), rows, columns, biases)  # type: ignore[no-untyped-call]
+    where = [over(mask, x) for mask in masks if mask is not None]
+    y: Tensor = _MaskedLinear.apply(x, weight, bias, features, *where)  # type: ignore[no-untyped-call]
     return y
 
 
 Runs = tuple[tuple[int, int], ...]
 
 
-def _features(frozen: Frozen) -> tuple[Runs, Runs, Runs]:
+class Features(NamedTuple):
     """(outputs whose weights are frozen, inputs whose weights are, outputs whose bias is)."""
-    rows: list[tuple[int, int]] = []
-    columns: list[tuple[int, int]] = []
-    biases: list[tuple[int, int]] = []
+
+    rows: Runs
+    columns: Runs
+    biases: Runs
+
+
+def _features(frozen: Frozen, domain: str | None) -> Features:
+    """The features of ``domain``'s frozen parts."""
+    found: dict[str, list[tuple[int, int]]] = {"rows": [], "columns": [], "biases": []}
     for name, parts in frozen.parts.items():
-        for dim, start, stop in parts:
-            if name.startswith("bias"):
-                biases.append((start, stop))
-            elif (dim == 0) != isinstance(frozen.module, Conv1D):
-                rows.append((start, stop))
-            else:
-                columns.append((start, stop))
-    return tuple(rows), tuple(columns), tuple(biases)
+        for dim, start, stop, owner in parts:
+            is_row = (dim == 0) != isinstance(frozen.module, Conv1D)
+            kind = "biases" if name.startswith("bias") else "rows" if is_row else "columns"
+            if owner == domain:
+                found[kind].append((start, stop))
+    return Features(*(tuple(runs) for runs in found.values()))
 
 
 class _MaskedLinear(torch.autograd.Function):
     """y = x W^T + b, and in backward, with k = 1 - spared at each position:
 
     dL/dx = g W, dL/dW[r] = (k g[r])^T x for frozen outputs r, dL/dW[:, c] = g^T (k x[c]) for frozen inputs c,
-    dL/db[r] = sum of k g[r] for frozen outputs r.
+    dL/db[r] = sum of k g[r] for frozen outputs r. Each domain's parts have a ``spared`` of their own.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        spared: Tensor,
-        rows: Runs,
-        columns: Runs,
-        biases: Runs,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, features: tuple[Features, ...], *spared: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, spared)
-        ctx.rows, ctx.columns, ctx.biases = rows, columns, biases
+        ctx.save_for_backward(x, weight, *spared)
+        ctx.features = features
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        x, weight, spared = ctx.saved_tensors
+        x, weight, *spared = ctx.saved_tensors
+        rows, columns, biases = zip(*ctx.features, strict=True)
         dx = g @ weight if ctx.needs_input_grad[0] else None
-        masked = _silenced(g, ctx.rows, spared)
+        masked = _silenced(g, rows, spared)
         dw = db = None
         if ctx.needs_input_grad[1]:
-            dw = masked.flatten(0, -2).t() @ _silenced(x, ctx.columns, spared).flatten(0, -2)
+            dw = masked.flatten(0, -2).t() @ _silenced(x, columns, spared).flatten(0, -2)
         if ctx.needs_input_grad[2]:
-            db = (masked if ctx.biases == ctx.rows else _silenced(g, ctx.biases, spared)).flatten(0, -2).sum(0)
-        return dx, dw, db, None, None, None, None
+            db = (masked if biases == rows else _silenced(g, biases, spared)).flatten(0, -2).sum(0)
+        return dx, dw, db, None, *(None for _ in spared)
 
 
-def _silenced(x: Tensor, runs: Runs, where: Tensor) -> Tensor:
-    """``x`` with the features in ``runs`` zero ``where``."""
-    if not runs:
+def _silenced(x: Tensor, runs: Sequence[Runs], where: Sequence[Tensor]) -> Tensor:
+    """``x`` with the features in each of ``runs`` zero ``where``."""
+    if not any(runs):
         return x
-    if runs == ((0, x.shape[-1]),):
-        return x.masked_fill(where, 0.0)
+    if len(runs) == 1 and runs[0] == ((0, x.shape[-1]),):
+        return x.masked_fill(where[0], 0.0)
     x = x.clone()
-    for start, stop in runs:
-        x[..., start:stop].masked_fill_(where, 0.0)
+    for features, positions in zip(runs, where, strict=True):
+        for start, stop in features:
+            x[..., start:stop].masked_fill_(positions, 0.0)
     return x

@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from sgtm.model.architectures import Architecture
 from sgtm.model.split_linear import SplitLinearOut
 
+UNITS = {"attn": "heads", "mlp": "neurons"}  # what a sublayer's units are called, by its kind
+
 
 class Run(NamedTuple):
     """``units`` units of ``width`` features each, one after the other from feature ``first`` on."""

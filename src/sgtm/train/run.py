@@ -217,10 +217,7 @@ def _check_domains(folder: Path, sgtm: SGTM | None, without: Sequence[str]) -> S
         raise ConfigError(
             f"{folder} has no forget units to remove (method none or filter); its model/ is stock already"
         )
-    try:
-        sgtm.partition.select_domains(without)
-    except ValueError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+    sgtm.partition.select_domains(without)
     return sgtm
 
 
@@ -344,11 +341,6 @@ def _labelled(config: RunConfig, method: Method, rows: Rows) -> tuple[Rows, Samp
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
     labelled, labels = training_rows(rows, config.labels, method.use, config.seed)
-    if labelled.token_labels is not None and method.use == "modes" and len(rows.domains) > 1 and t.hear_domains:
-        raise ConfigError(
-            f"train.hear_domains={t.hear_domains}: where tokens have labels (spans, or packed labelled documents), "
-            "domains cannot hear each other yet; use train.hear_domains: 0, or labels of whole documents unpacked"
-        )
     assert labelled.modes is not None
     sampler = ModeSampler(labelled.modes, t.batch_size, t.mixing, config.seed)
     return labelled, sampler, {"rows": labels, "modes": count_modes(labelled)}

@@ -41,7 +41,7 @@ class SGTMTrainer(Trainer):
         forget_lr_scale: learning rate of the forget units, as a multiple of ``args.learning_rate``.
         hear_domains: with several domains, the share of steps in which a random part of them takes part in retain
             examples and in those of other domains, without being updated by them (``SGTM.hearing``), so that the
-            model can do with and without any of them. Where each position has a mode of its own none ever does.
+            model can do with and without any of them.
         sampler: order of the training rows; by default modes are mixed within every step.
         (all other arguments): as in ``transformers.Trainer``.
 
@@ -169,14 +169,9 @@ class SGTMTrainer(Trainer):
     ) -> Tensor:
         """One pass over a batch in which each position has a mode."""
         assert self.sgtm is not None
-        if self.hear_domains and len(self.sgtm.partition.domains) > 1:
-            raise ConfigError(
-                f"hear_domains={self.hear_domains}: where each position has a mode, domains cannot hear each other "
-                "yet; use hear_domains=0, or labels of whole documents"
-            )
         self._check_codes(mode)
         self._step_modes.update(self.modes[code] for code in mode.unique().tolist())
-        with self.sgtm.batch(mode):
+        with self.sgtm.hearing(*self._heard_domains()), self.sgtm.batch(mode):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _train_examples(
@@ -190,7 +185,9 @@ class SGTMTrainer(Trainer):
         heard = self._heard_domains()
         is_masked = parts[-1][0] in self.sgtm.partition.domains or (parts[-1][0] == "retain" and heard)
         if self.args.world_size > 1 and is_masked:
-            parts.append(("default", _nothing(inputs)))  # other processes wait for this one's gradients
+            # Other processes wait for this one's gradients, so the part that synchronises them must not be one that is
+            # still to be masked.
+            parts.append(("default", _nothing(inputs)))
         for i, (name, part) in enumerate(parts):
             synchronise = nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(model)
             with synchronise, self.sgtm.hearing(*heard), self.sgtm.batch(name):
@@ -208,11 +205,7 @@ class SGTMTrainer(Trainer):
         return tuple(domain for i, domain in enumerate(domains) if chosen >> i & 1)
 
     def _parts(self, inputs: dict[str, Any], mode: Tensor) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The batch cut by mode.
-
-        Forget examples come first: then no gradient has to be set aside, and under DDP the part that synchronises
-        the gradients is never one that has still to be masked.
-        """
+        """The batch cut by mode, forget examples first: then no gradient has to be set aside."""
         default, retain, *domains = range(len(self.modes))
         self._check_codes(mode)
         for code in (*domains, retain, default):
@@ -270,9 +263,8 @@ def _mode_of(number: int, row: dict[str, Any]) -> Any:
 
 
 def _of_examples(modes: Any) -> Any:
-    """(rows,) mode codes; the mode that most of a row's positions have, where each has one."""
-    flat = [m if np.ndim(m) == 0 else np.bincount(m).argmax() for m in modes]
-    return np.asarray(flat, np.int8)
+    """(rows,) mode codes; the highest of a row's, where each position has one (as ``Rows.modes``)."""
+    return np.asarray([np.max(m) for m in modes], np.int8)
 
 
 def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:

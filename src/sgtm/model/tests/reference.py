@@ -159,13 +159,14 @@ class _EachMode(nn.Module):
         return y
 
 
-def _treatment(mode: str, strategy: str, owners: Owners) -> Callable[[Tensor], Tensor]:
+def _treatment(mode: str, strategy: str, owners: Owners, heard: Collection[str]) -> Callable[[Tensor], Tensor]:
     """What becomes of features in front of an output projection."""
-    retain, own = (torch.tensor([owner == name for owner in owners]) for name in ("retain", mode))
+    retain = torch.tensor([owner == "retain" for owner in owners])
+    own = torch.tensor([owner == mode != "retain" or owner in heard for owner in owners])
     if mode == "default":
         return lambda x: x
     if mode == "retain":
-        return lambda x: torch.where(retain, x, 0.0)
+        return lambda x: torch.where(own | retain, x, 0.0)
     if strategy == "activation_masking":
         return lambda x: torch.where(own, x, 0.0)
     if strategy == "gradient_routing":
@@ -181,17 +182,21 @@ def reference(
     batch: Mapping[str, Tensor],
     domains: Mapping[str, Units] | None = None,
     constant: Collection[int] = (),
+    heard: Collection[str] = (),
 ) -> Gradients:
     """Gradients of the plain model in float64.
 
     Args:
         codes: (batch, seq), indices into (default, retain, *domains).
         constant: modes at whose positions *every* parameter is a constant.
+        heard: domains whose units take part in other modes, as constants.
     """
     model = tiny.model()
     modes = ("default", "retain", *(domains or {"forget": None}))
     masks = changeable(tiny, strategy, joint, domains)
     by_id = {id(p): masks[name] for name, p in model.named_parameters()}
+    owned = owned_by(tiny, model, domains)
+    owner_by_id = {id(p): owned[name] for name, p in model.named_parameters()}
     for path, module in list(model.named_modules()):
         own = dict(module.named_parameters(recurse=False))
         if not own:
@@ -199,9 +204,12 @@ def reference(
         of_domains = {name: by_id[id(p)] for name, p in own.items()}
         whole, nothing = ({n: torch.full(p.shape, to) for n, p in own.items()} for to in (True, False))
         each = [nothing if i in constant else of_domains if i > 1 else whole for i in range(len(modes))]
+        for i, mode in enumerate(modes[1:], 1):
+            others = torch.tensor([modes.index(d) for d in heard if d != mode], dtype=torch.long)
+            each[i] = {n: each[i][n] & ~torch.isin(owner_by_id[id(p)], others) for n, p in own.items()}
         site = tiny.site(path)
         owners = site[1](*tiny.owners(domains)) if site and site[0].endswith("out") else None
-        treat = [_treatment(mode, strategy, owners) if owners else lambda x: x for mode in modes]
+        treat = [_treatment(mode, strategy, owners, heard) if owners else lambda x: x for mode in modes]
         model.set_submodule(path, _EachMode(module, each, treat, codes))
     model(**batch).loss.backward()
     return {name.replace(".inner", ""): grad for name, grad in gradients(model).items()}

@@ -347,6 +347,60 @@ def test_hearing_ends_and_refuses(partition: Partition) -> None:
         assert torch.equal(logits(partition.model), silent)
     with pytest.raises(ValueError, match="'cybr' is no domain; did you mean 'cyber'"), sgtm.hearing("cybr"):
         pass
-    with sgtm.hearing("cyber"), pytest.raises(ValueError, match="for batches of one mode"):
-        train(sgtm, ["retain", "biology", "default"], tokens())
     assert sgtm.mode == "default"
+
+
+@pytest.mark.parametrize("heard", [("cyber",), ("biology", "chemistry"), tuple(DOMAINS)], ids="+".join)
+@pytest.mark.parametrize("strategy", MAIN)
+def test_positions_that_hear_equal_the_plain_reference(
+    strategy: str, heard: tuple[str, ...], tiny: Tiny, joint: tuple[str, ...]
+) -> None:
+    codes = torch.randint(0, 5, (3, 8), generator=torch.Generator().manual_seed(3))
+    expected = reference(tiny, strategy, joint, codes, tokens(), DOMAINS, heard=heard)
+    sgtm = prepare(tiny, strategy, joint, DOMAINS)
+    with sgtm.hearing(*heard):
+        assert_close(train(sgtm, codes, tokens()), expected)
+    deaf = alone(tiny, strategy, joint, codes, tokens())
+    assert any(not torch.allclose(deaf[name], expected[name]) for name in deaf)
+
+
+@pytest.mark.parametrize("strategy", MAIN)
+def test_examples_that_hear_give_the_sum_of_their_batches(strategy: str, tiny: Tiny, joint: tuple[str, ...]) -> None:
+    batch, heard = tokens(rows=5), ("cyber", "chemistry")
+    parts = []
+    for i, mode in enumerate(MODES):
+        sgtm = prepare(tiny, strategy, joint, DOMAINS)
+        with sgtm.hearing(*heard):
+            parts.append(train(sgtm, mode, {name: values[[i]] for name, values in batch.items()}))
+    sgtm = prepare(tiny, strategy, joint, DOMAINS)
+    with sgtm.hearing(*heard):
+        mixed = train(sgtm, MODES, batch, scale=5)
+    assert_close(mixed, {name: sum(part[name] for part in parts) for name in mixed})
+
+
+def test_modules_that_are_run_again_for_each_set_of_domains(joint: tuple[str, ...]) -> None:
+    """Projections of a class of their own, which hold units of several owners."""
+
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.t() + (0 if self.bias is None else self.bias)
+
+    tiny, heard = TINY["llama"], tuple(DOMAINS)
+    codes = torch.randint(0, 5, (3, 8), generator=torch.Generator().manual_seed(3))
+    expected = reference(tiny, "parameter_masking", joint, codes, tokens(), DOMAINS, heard=heard)
+    sgtm = prepare(tiny, "parameter_masking", joint, DOMAINS)
+    for module in sgtm.partition.model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Own
+    with sgtm.hearing(*heard):
+        assert_close(train(sgtm, codes, tokens()), expected)
+
+
+@pytest.mark.parametrize("name", ["forget", "biology"])
+def test_the_only_domain_goes_by_forget_too(name: str, tiny: Tiny) -> None:
+    """As a name and in a list of names."""
+    only = {"biology": DOMAINS["biology"]}
+    expected = train(prepare(tiny, domains=only), torch.tensor([2, 2, 1]), tokens())
+    assert_close(train(prepare(tiny, domains=only), [name, name, "retain"], tokens()), expected)
+    whole = train(prepare(tiny, domains=only), name, tokens())
+    assert_close(whole, train(prepare(tiny, domains=only), torch.tensor([2, 2, 2]), tokens()))

@@ -51,7 +51,6 @@ def run(tmp_path, monkeypatch):
         ]
     )
     values = TINY | {
-        "train": {**TINY["train"], "hear_domains": 0.0},
         "data": {"path": "data"},
         "model": {"config": LLAMA},
         "labels": {},
@@ -96,7 +95,6 @@ def test_two_domains_are_trained_evaluated_removed_and_put_back(run, capsys):
         (["export", "run", "--out", "x", "--module", "art"], "'art' is no domain"),
         (["export", "run", "--out", "x", "--module", "cyber", "--verify"], "leave out --without and --verify"),
         (["train", "two.yaml", "--run-dir", "y", "--labels.undiscovered", "0.1"], "labels of its own"),
-        (["train", "two.yaml", "--run-dir", "y", "--train.hear-domains", "0.5"], "cannot hear each other yet"),
     ],
 )
 def test_what_makes_no_sense_is_refused(run, words, message):
