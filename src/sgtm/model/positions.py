@@ -76,11 +76,38 @@ def frozen_modules(model: nn.Module, slices: Sequence[Any], joint: Sequence[str]
 
 @contextmanager
 def train_apart(frozen: Sequence[Frozen], spared: Spared) -> Iterator[None]:
-    """Meanwhile the modules' frozen parts are constants at the positions (batch, 1 or seq) that ``spared`` names."""
+    """Meanwhile the modules' frozen parts are constants at the positions (batch, 1 or seq) that ``spared`` names.
+
+    Raises:
+        RuntimeError: at the end, if a frozen parameter got a gradient and its module was never called.
+    """
+    called: set[int] = set()
+    before = [_gradients(one) for one in frozen]
     with ExitStack() as stack:
         for one in frozen:
-            stack.enter_context(_forward(one.module, _apart(one, spared)))
+            stack.enter_context(_forward(one.module, _noted(called, id(one.module), _apart(one, spared))))
         yield
+    for one, earlier in zip(frozen, before, strict=True):
+        if id(one.module) not in called and _gradients(one) != earlier:
+            raise RuntimeError(
+                f"a weight of {type(one.module).__name__} ({sorted(one.parts)}), which some positions may not change, "
+                "got a gradient though the module was not called: code that reads weights by itself (a fused or "
+                "chunked loss, say) cannot be masked by position; turn it off, or use batches of one mode"
+            )
+
+
+def _noted(called: set[int], name: int, forward: Forward) -> Forward:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        called.add(name)
+        return forward(*args, **kwargs)
+
+    return noted
+
+
+def _gradients(frozen: Frozen) -> list[tuple[int, int] | None]:
+    """Which gradients there are, and how often they were changed."""
+    grads = [frozen.module.get_parameter(name).grad for name in frozen.parts]
+    return [None if grad is None else (id(grad), grad._version) for grad in grads]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ A zero gradient is no frozen weight: AdamW's momentum and weight decay go on mov
 optimizer state included. It is also what gives forget units a learning rate, a state and a step count of their own.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +98,64 @@ class BlockParameters:
             if part.param.grad is not None:
                 found.setdefault(part.block.owner, []).append(part.param.grad)
         yield from found.items()
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and biases, under one learning rate.
+
+    Muon's steps are scaled to the size of AdamW's (``match_rms_adamw``, arXiv:2502.16982), so rate and decay fit both.
+    Each parameter is orthogonalised by itself: with parts of weights (``BlockParameters``), the retain part and each
+    domain's part by themselves.
+
+    Args:
+        params: parameter groups.
+        by_adamw: the matrices that AdamW updates.
+        betas: of AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        by_adamw: Iterable[Tensor] = (),
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        apart = {id(p) for p in by_adamw}
+        groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for group in params:
+            for is_muon, found in groups.items():
+                chosen = [p for p in group["params"] if (p.ndim == 2 and id(p) not in apart) is is_muon]
+                found += [{**group, "params": chosen}] if chosen else []
+        self._inner: dict[str, torch.optim.Optimizer] = {}
+        if groups[True]:
+            muon = torch.optim.Muon(groups[True], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._inner["muon"] = muon
+        if groups[False]:
+            adamw = torch.optim.AdamW(groups[False], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+            self._inner["adamw"] = adamw
+        whole = [{**g, "optimizer": name} for name, inner in self._inner.items() for g in inner.param_groups]
+        super().__init__(whole, {"lr": lr, "weight_decay": weight_decay})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Both optimizers' steps, on the groups and the state of this one."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for name, inner in self._inner.items():
+            inner.param_groups = [group for group in self.param_groups if group["optimizer"] == name]
+            inner.state = self.state
+            inner.step()
+        return loss
+
+
+def muon(
+    model: nn.Module, learning_rate: float, betas: tuple[float, float], eps: float = 1e-8
+) -> tuple[type[MuonAndAdamW], dict[str, Any]]:
+    """``optimizer_cls_and_kwargs`` of a Trainer: ``MuonAndAdamW``, which leaves embeddings and head to AdamW."""
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return MuonAndAdamW, {"by_adamw": [*tables, head.weight], "lr": learning_rate, "betas": betas, "eps": eps}
 
 
 @torch.no_grad()

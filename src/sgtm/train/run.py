@@ -29,6 +29,7 @@ from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
+from sgtm.train.optimizer import muon
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
 from sgtm.train.trainer import SGTMTrainer
@@ -98,14 +99,16 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
     _check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
+    t, arguments = config.train, training_arguments(config, folder)
     trainer = SGTMTrainer(
         model,
-        training_arguments(config, folder),
+        arguments,
         sgtm,
-        config.train.update,
-        config.train.forget_lr_scale,
-        config.train.hear_domains,
+        t.update,
+        t.forget_lr_scale,
+        t.hear_domains,
         sampler=sampler,
+        optimizer_cls_and_kwargs=muon(model, t.learning_rate, (t.beta1, t.beta2)) if t.optimizer == "muon" else None,
         train_dataset=rows,
         processing_class=data.tokenizer,
     )
@@ -283,7 +286,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "adam_beta1": t.beta1,
         "adam_beta2": t.beta2,
         "max_grad_norm": t.max_grad_norm,
-        "optim": t.optimizer,
+        "optim": "adamw_torch" if t.optimizer == "muon" else t.optimizer,
         "bf16": t.precision == "bf16",
         "use_cpu": not torch.accelerator.is_available(),
         _CHECKPOINTING: t.gradient_checkpointing,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
 from sgtm.config import MODES, ConfigError
@@ -135,6 +136,11 @@ class SGTMTrainer(Trainer):
 
     def _optimizer(self, model: PreTrainedModel) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         if self.optimizer_cls_and_kwargs is not None:
+            if is_optimizer_factory(self.optimizer_cls_and_kwargs[0]):
+                raise ConfigError(
+                    f"{self.optimizer_cls_and_kwargs[0]} makes an optimizer of the whole model, so "
+                    f"update={self.update} and forget_lr_scale cannot be exact; give an optimizer's class instead"
+                )
             return self.optimizer_cls_and_kwargs
         name = OptimizerNames(self.args.optim).value
         if name.startswith(_NOT_BY_PARTS):

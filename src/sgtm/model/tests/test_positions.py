@@ -472,3 +472,21 @@ def test_mode_argument_takes_modes_of_examples_and_positions() -> None:
 
 def test_strategies_are_the_ones_here() -> None:
     assert set(STRATEGIES) == set(FROZEN)
+
+
+def test_weights_that_are_read_past_their_module_are_found() -> None:
+    """As a chunked loss does with the head's."""
+    tiny = TINY["llama"]
+    sgtm = prepare(tiny, joint=all_joint(tiny))
+    model, batch, modes = sgtm.partition.model, tokens(), torch.tensor([2, 1, 0])
+
+    def train_past_the_head() -> None:
+        with sgtm.batch(modes):
+            hidden = model.model(input_ids=batch["input_ids"]).last_hidden_state
+            (hidden @ model.lm_head.weight.t()).logsumexp(-1).mean().backward()
+
+    for _ in range(2):  # the second time there are earlier gradients
+        with pytest.raises(RuntimeError, match="got a gradient though the module was not called"):
+            train_past_the_head()
+    with sgtm.batch(modes):
+        model(**batch).loss.backward()

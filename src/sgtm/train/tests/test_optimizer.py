@@ -6,7 +6,7 @@ import torch
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
 from sgtm.model.tests.families import FAMILIES, tokens
-from sgtm.train.optimizer import BlockParameters
+from sgtm.train.optimizer import BlockParameters, MuonAndAdamW, muon
 from sgtm.train.tests.conftest import masked, tiny_model
 
 STEPS = 100
@@ -41,8 +41,7 @@ def make(optimizer_class, strategy="parameter_masking", contiguous=False, by_own
     blocks = BlockParameters(sgtm, contiguous)
     names = {n for n, _ in model.named_parameters()}
     optimizer = optimizer_class(blocks.groups(1e-2, 0.1, names, by_owner=by_owner), **kwargs)
-    for each in getattr(optimizer, "optimizers", [optimizer]):
-        blocks.attach(each)
+    blocks.attach(optimizer)
     return model, sgtm, blocks, optimizer
 
 
@@ -62,28 +61,6 @@ class Lion(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * momentum.lerp(p.grad, 1 - group["betas"][0]).sign())
                 momentum.lerp_(p.grad, 1 - group["betas"][1])
-
-
-class MuonAndAdamW:
-    """As Muon is used: matrices under Muon (each part orthogonalised by itself), vectors under AdamW."""
-
-    def __init__(self, groups):
-        matrices, vectors = (
-            [{**g, "params": [p for p in g["params"] if (p.ndim == 2) is wanted]} for g in groups]
-            for wanted in (True, False)
-        )
-        self.optimizers = [
-            torch.optim.Muon([g for g in matrices if g["params"]]),
-            torch.optim.AdamW([g for g in vectors if g["params"]]),
-        ]
-
-    @property
-    def state(self):
-        return {**self.optimizers[0].state, **self.optimizers[1].state}
-
-    def step(self):
-        for optimizer in self.optimizers:
-            optimizer.step()
 
 
 OPTIMIZERS = [
@@ -196,6 +173,34 @@ def test_contiguous_copies_train_like_views(optimizer_class, kwargs):
             run(model, sgtm, optimizer, blocks, ("default", "forget", "retain")[i % 3], 1, strict=True, first=i)
     for (name, a), (_, b) in zip(copied[0].named_parameters(), viewed[0].named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_muon_takes_the_matrices_inside_the_layers():
+    """And its steps are those of torch's Muon and AdamW, each on its own parameters."""
+    model, other = tiny_model(), tiny_model()
+    optimizer_class, kwargs = muon(model, 1e-2, (0.9, 0.95))
+    optimizer = optimizer_class([{"params": list(model.parameters()), "weight_decay": 0.1}], **kwargs)
+    inside = {n for n, p in other.named_parameters() if ".h." in n and p.ndim == 2}
+    assert inside
+    matrices = [p for n, p in other.named_parameters() if n in inside]
+    others = [p for n, p in other.named_parameters() if n not in inside]
+    plain = [
+        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1),
+    ]
+    for i in range(3):
+        forget_loss(model, i).backward()
+        forget_loss(other, i).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for each in plain:
+            each.step()
+            each.zero_grad()
+        if i == 1:  # as a resumed run does
+            state = optimizer.state_dict()
+            optimizer = optimizer_class([{"params": list(model.parameters()), "weight_decay": 0.1}], **kwargs)
+            optimizer.load_state_dict(state)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_each_block_counts_its_own_steps():

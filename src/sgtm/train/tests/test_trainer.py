@@ -11,6 +11,7 @@ import torch
 
 from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
+from sgtm.train.optimizer import MuonAndAdamW
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
 from sgtm.train.tests.test_optimizer import Lion
@@ -148,7 +149,17 @@ def test_plain_rows_with_a_mode_will_do(make_trainer, rows):
 
 
 @pytest.mark.parametrize(
-    "optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop", "adagrad", (Lion, {"lr": 1e-3})]
+    "optim",
+    [
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adafactor",
+        "sgd",
+        "rmsprop",
+        "adagrad",
+        (Lion, {"lr": 1e-3}),
+        (MuonAndAdamW, {}),
+    ],
 )
 @pytest.mark.parametrize("update", ["strict", "per_block"])
 def test_trainer_leaves_retain_slices_alone_on_forget_rows(make_trainer, rows, optim, update):
@@ -226,6 +237,12 @@ def test_modes_that_make_no_sense_are_refused(make_trainer, row, message):
 def test_misspelt_settings_are_refused(make_trainer, kwargs, message):
     with pytest.raises(ConfigError, match=message):
         make_trainer(**kwargs)
+
+
+def test_a_factory_of_optimizers_is_refused_for_parts(make_trainer):
+    factory = (lambda: torch.optim.SGD, {"lr": 1e-3})
+    with pytest.raises(ConfigError, match="makes an optimizer of the whole model"):
+        make_trainer(trainer_optimizer_cls_and_kwargs=factory, trainer_update="strict").train()
 
 
 def test_an_optimizer_that_cannot_take_views_is_refused(make_trainer):
