@@ -142,6 +142,13 @@ def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
     return config, model, mask(model, config.partition, strategy)
 
 
+def _load_on_device(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
+    """The same, ready to compute."""
+    config, model, sgtm = load_run(folder)
+    tune_malloc()
+    return config, model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")), sgtm  # type: ignore[arg-type]
+
+
 def evaluate_run(
     folder: Path, rows: int | None, batch_size: int, without: Sequence[str] = ()
 ) -> dict[tuple[Category, Variant], Loss]:
@@ -153,11 +160,9 @@ def evaluate_run(
     Raises:
         ConfigError: no finished run, or an unknown domain.
     """
-    config, model, sgtm = load_run(folder)
+    config, model, sgtm = _load_on_device(folder)
     if without:
         _check_domains(folder, sgtm, without)
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
-    tune_malloc()
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
     data = PreparedData.load(config.data, config.partition.names)
     return Evaluation(config, model, sgtm, data, without)(config.train.steps)
@@ -167,13 +172,11 @@ def ablation_matrix_of_run(
     folder: Path, rows: int | None, batch_size: int
 ) -> dict[tuple[str, ...], dict[Category, Loss]]:
     """The ablation matrix of a finished run on its test split."""
-    config, model, sgtm = load_run(folder)
+    config, model, sgtm = _load_on_device(folder)
     sgtm = _check_domains(folder, sgtm, ())
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
-    tune_malloc()
     config = replace(config, evaluate=replace(config.evaluate, rows=rows))
-    test = Evaluation(config, model, sgtm, PreparedData.load(config.data, config.partition.names)).test
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+    test = _test_rows(config, PreparedData.load(config.data, config.partition.names))
+    with _autocast(config, model):
         return ablation_matrix(sgtm, test, batch_size)
 
 
@@ -207,9 +210,8 @@ def _card_losses(
 ) -> dict[str, dict[str, float]]:
     losses: dict[str, dict[str, float]] = {}
     names = {"intact": "before removal", "ablated": "this checkpoint"}
-    test = Evaluation(config, model, sgtm, data).test
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        found = evaluate_categories(model, test, sgtm, None, config.evaluate.batch_size, without)
+    with _autocast(config, model):
+        found = evaluate_categories(model, _test_rows(config, data), sgtm, None, config.evaluate.batch_size, without)
     for (category, variant), loss in found.items():
         losses.setdefault(category, {})[names[variant]] = loss.mean
     return losses
@@ -236,27 +238,38 @@ class Evaluation:
         without: Sequence[str] = (),
     ) -> None:
         self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
-        rows = config.evaluate.rows
-        self.test = {c: data.test.of(c, rows, config.seed) for c in data.test.present}
+        self.test = _test_rows(config, data)
         self.train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
-        for category, found in self.test.items():
-            if rows is not None and len(found) < rows:
-                raise ConfigError(
-                    f"evaluate.rows={rows} is more than the {len(found)} test rows of category {category}; use fewer, "
-                    "or leave it out to use all"
-                )
         self.bias: Tensor | None = None
         self.losses: dict[tuple[Category, Variant], Loss] = {}
 
     def __call__(self, step: int) -> dict[tuple[Category, Variant], Loss]:
         """Losses by category and variant; calibrated at the last step, or at all of them if so configured."""
         c = self.config
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=c.train.precision == "bf16"):
+        with _autocast(c, self.model):
             if step >= c.train.steps or c.calibrate.every_evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
             self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, size, self.without)
         return self.losses
+
+
+def _test_rows(config: RunConfig, data: PreparedData) -> dict[Category, Rows]:
+    """The test split's rows by category, as many of each as configured."""
+    rows = config.evaluate.rows
+    test = {c: data.test.of(c, rows, config.seed) for c in data.test.present}
+    for category, found in test.items():
+        if rows is not None and len(found) < rows:
+            raise ConfigError(
+                f"evaluate.rows={rows} is more than the {len(found)} test rows of category {category}; use fewer, "
+                "or leave it out to use all"
+            )
+    return test
+
+
+def _autocast(config: RunConfig, model: PreTrainedModel) -> torch.autocast:
+    """The precision that the run was trained in."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
 
 def method_of(config: RunConfig) -> Method:
