@@ -99,6 +99,17 @@ class BlockParameters:
                 found.setdefault(part.block.owner, []).append(part.param.grad)
         yield from found.items()
 
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale each owner's gradients to a norm of at most ``max_norm`` (0: never); returns the norm of all."""
+        norms: list[Tensor] = []
+        for _, gradients in self.gradients_by_owner():
+            norm = torch.nn.utils.get_total_norm(gradients)
+            for grad in gradients if max_norm else ():
+                grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+            norms.append(norm)
+        whole: Tensor = torch.stack(norms).norm()
+        return whole
+
 
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and biases, under one learning rate.

@@ -229,8 +229,7 @@ class SGTMTrainer(Trainer):
         if self.blocks is not None:
             self.blocks.set_gradients(None if self.update == "gradient" else self._modes_of_step())
         if self.update == "per_block" and self.blocks is not None:
-            norms = [_clip(gradients, self.args.max_grad_norm) for _, gradients in self.blocks.gradients_by_owner()]
-            self._block_norm = torch.stack(norms).norm()
+            self._block_norm = self.blocks.clip(self.args.max_grad_norm or 0.0)
         self._step_modes = set()
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -249,14 +248,6 @@ class SGTMTrainer(Trainer):
         if self.args.world_size > 1:
             here = self.accelerator.reduce(here.int(), "sum").bool()
         return {name for name, present in zip(self.modes, here.tolist(), strict=True) if present}
-
-
-def _clip(gradients: list[Tensor], max_norm: float | None) -> Tensor:
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm:
-        for grad in gradients:
-            grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
 
 
 def _mode_of(number: int, row: dict[str, Any]) -> Any:
