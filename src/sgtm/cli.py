@@ -285,7 +285,7 @@ def main(arguments: Arguments | None = None) -> None:
         sys.exit(_unknown(" ".join(w for w in words[:2] if not w.startswith("-"))))
     try:
         command(words[length:])
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"sgtm: error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")

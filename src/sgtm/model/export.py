@@ -19,7 +19,7 @@ from sgtm.model.card import Export, Losses, model_card
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition, Slice
 from sgtm.model.sublayers import UNITS, layers_of
-from sgtm.model.surgery import Plans, can_resize, num_units, resized, stock
+from sgtm.model.surgery import Plans, can_resize, check_has_head, num_units, resized, stock
 
 KEPT = "sgtm_domains"  # in the configuration of an export: the domains that are still in it
 _PROBE = (4, 32)  # rows and tokens of the verification
@@ -55,6 +55,7 @@ def export(
         raise ConfigError(f"{folder} exists already; remove it or choose another --out")
     if type(model).__module__.partition(".")[0] == "peft":
         raise ConfigError("ranks of LoRA adapters go by partition.ablate() and model.merge_and_unload(), not by export")
+    check_has_head(model)
     removed = sgtm.partition.select_domains(without)
     _check_head_bias(model)
     partial = folder.with_name(f"{folder.name}.partial")

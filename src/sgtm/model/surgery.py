@@ -8,10 +8,17 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPTNeoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from sgtm.config import nearest
 from sgtm.model.architectures import architecture_of
+from sgtm.model.split_linear import SplitLinearOut
 from sgtm.model.sublayers import Projection, Sublayer, layers_of, sublayers
 
 Plan = Sequence[int | None]  # the units of one layer, in order: a unit of the model's, or None for one of zeros
@@ -40,12 +47,14 @@ def expand(
         generator: random numbers.
 
     Raises:
-        ValueError: nothing to add, a family whose configuration cannot say so, or a split key/value group.
+        ValueError: nothing to add, no causal language model, a family whose configuration cannot say so, or a split
+            key/value group.
     """
     if heads < 0 or neurons < 0 or heads == neurons == 0:
         raise ValueError(f"heads={heads} and neurons={neurons} add no units; give at least one of them")
     if init not in ("normal", "copy"):
         raise ValueError(f"init={init!r} is neither 'normal' nor 'copy'{nearest(init, ('normal', 'copy'))}")
+    check_has_head(model)
     model = stock(model)
     plans: dict[str, dict[int, list[int | None]]] = {"attn": {}, "mlp": {}}
     for layer, sublayer in _all_sublayers(model):
@@ -86,8 +95,13 @@ def reorder(model: PreTrainedModel, heads: Plans, neurons: Plans) -> None:
     """Put the units of ``model`` in another order, in place; the function stays the same.
 
     Raises:
-        ValueError: a family whose heads do something by their place.
+        ValueError: a family whose heads do something by their place, or weights that are split by owner already.
     """
+    if any(isinstance(module, SplitLinearOut) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} holds retain and forget weights apart (split_masked_weights), in the order of its "
+            "configuration; choose units before, in a stock model"
+        )
     if heads and not architecture_of(model).permutes_heads:
         raise ValueError(
             f"the heads of {model.config.model_type} differ by their place (ALiBi), so they cannot change it; "
@@ -119,6 +133,13 @@ def resized(
         p.data = p.data.to(state[name].dtype)
     built.load_state_dict(state)
     return _like(built, model)
+
+
+def check_has_head(model: PreTrainedModel) -> None:
+    """Raise a ValueError unless ``model`` is a causal language model: checkpoints are made and read as that."""
+    wanted: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    if wanted is not None and not isinstance(model, wanted):
+        raise ValueError(f"{type(model).__name__} is no causal language model; give a {wanted.__name__}")
 
 
 def can_resize(model: PreTrainedModel, heads: Plans, neurons: Plans) -> bool:

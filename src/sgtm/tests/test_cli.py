@@ -93,6 +93,14 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal_of("data", "synthetic", "--stories", "20", "--out", str(tmp_path / "file" / "out"))
+    assert message.startswith("sgtm: error:")
+    assert "Not a directory" in message
+    assert "\n" not in message
+
+
 def test_an_unknown_option_names_the_nearest(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("seed: 1")
     with pytest.raises(SystemExit):

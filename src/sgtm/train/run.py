@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
@@ -133,7 +134,13 @@ def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
     if not (folder / "model" / "config.json").is_file():
         raise ConfigError(f"{folder} holds no finished run (no model/ in it); train it to its end, or --resume it")
     config = load(folder / "config.yaml")
-    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    disable_progress_bar()  # of a second's loading
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder}/model cannot be loaded: {str(error).splitlines()[0]}; train the run anew"
+        ) from error
     strategy = method_of(config).strategy
     if strategy is None:
         return config, model, None

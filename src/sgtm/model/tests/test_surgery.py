@@ -119,6 +119,16 @@ def test_what_cannot_be_expanded_is_refused(name: str, arguments: dict[str, Any]
     assert_same_state(model, before)
 
 
+def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    """Checkpoints are made, and read again, as causal language models."""
+    model = WHOLE["llama"].model().model
+    with pytest.raises(ValueError, match="LlamaModel is no causal language model; give a LlamaForCausalLM"):
+        expand(model, neurons=1)
+    with pytest.raises(ValueError, match="LlamaModel is no causal language model"):
+        export(model, SGTM(Partition.of(model, neurons=2)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- choose
 
 
@@ -153,6 +163,14 @@ def test_the_chosen_units_are_the_ones_that_are_removed() -> None:
     partition = Partition.choose(model, heads={0: [0], 1: [1]}, neurons=chosen)
     partition.ablate()
     torch.testing.assert_close(logits(model), logits(reference))
+
+
+def test_units_of_weights_that_are_split_by_owner_stay() -> None:
+    small = {"hidden_size": 16, "num_layers": 1, "num_heads": 4, "attention_types": [[["global"], 1]], "vocab_size": 50}
+    split = {"intermediate_size": 16, "retain_mlp_dim": 12, "retain_attn_heads": 3, "split_masked_weights": True}
+    model = GPTNeoForCausalLMSGTM(GPTNeoSGTMConfig(**small, **split))
+    with pytest.raises(ValueError, match="holds retain and forget weights apart"):
+        Partition.choose(model, neurons={0: [1]})
 
 
 def test_domains_choose_their_own_units() -> None:

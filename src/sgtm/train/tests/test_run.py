@@ -199,6 +199,9 @@ def test_a_finished_run_is_exported(prepared, tmp_path):
     train(config_of(prepared, method="filter"), tmp_path / "filter")
     with pytest.raises(ConfigError, match="no forget units to remove"):
         export_run(tmp_path / "filter", tmp_path / "out2")
+    (tmp_path / "run" / "model" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="run/model cannot be loaded: .*; train the run anew"):
+        export_run(tmp_path / "run", tmp_path / "out3")
 
 
 def test_the_papers_model_has_a_head_bias_and_cannot_be_exported(prepared, tmp_path):
