@@ -226,6 +226,7 @@ def plot_tradeoff(arguments: Arguments) -> None:
         out: Path = Path("tradeoff.png"),
         variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
         retain: Literal["retain", "adjacent"] = "retain",
+        forget: str = "",
     ) -> None:
         """Forget loss against retain loss of runs.
 
@@ -234,11 +235,12 @@ def plot_tradeoff(arguments: Arguments) -> None:
             out: the picture to write (png, pdf, svg).
             variant: which model's losses.
             retain: the category on the x axis.
+            forget: the domain on the y axis where there are several, or `mean` of all of them.
         """
         from sgtm.plot.records import read_run
         from sgtm.plot.tradeoff import tradeoff
 
-        tradeoff([read_run(run) for run in runs], out, variant, retain)
+        tradeoff([read_run(run) for run in runs], out, variant, retain, forget)
         print(f"written to {out}")
 
     tyro.cli(command, prog="sgtm plot tradeoff", args=arguments)

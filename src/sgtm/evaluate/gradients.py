@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sgtm.config import Label, modes
-from sgtm.data.mixture import Rows, collate
+from sgtm.data.mixture import Rows, collate, rows_in_mode
 from sgtm.evaluate.loss import evaluating
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
@@ -155,8 +155,7 @@ def label_batches(model: PreTrainedModel, rows: Rows, label: Label) -> Iterator[
             yield Batch(ids, labels, label)
             continue
         labels[:, 1:][mode[:, :-1] != code] = -100  # a position has the mode of the token that it predicts
-        if (labels[:, 1:] != -100).any():
-            yield Batch(ids, labels, mode)
+        yield Batch(ids, labels, mode)
 
 
 def median_interval(
@@ -190,11 +189,8 @@ class _Pieces:
 
 
 def _rows_of(labelled: Rows, label: Label, limit: int, seed: int) -> Rows:
-    """Rows labelled ``label``, or that may have tokens so labelled."""
-    assert labelled.modes is not None
-    code = modes(labelled.domains).index(label)
-    has_label = labelled.modes == code if labelled.token_labels is None else labelled.modes >= code
-    found = np.flatnonzero(has_label)
+    """Rows labelled ``label``, or with tokens so labelled: all of them, or ``limit`` drawn without replacement."""
+    found = rows_in_mode(labelled, modes(labelled.domains).index(label))
     if limit < len(found):
         found = np.sort(np.random.default_rng(seed).choice(found, limit, replace=False))
     return labelled.select(found)

@@ -45,10 +45,10 @@ def gradients_of_run(
     for name, value in (("examples", num_examples), ("rows", num_rows)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; make it, or choose another --out")
     config = _config_of(folder)
     models = _models(folder, config, checkpoints)
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it, or choose another --out")
     if checkpoints == "all" and config.train.keep_checkpoints is not None:
         report(f"the run kept its last {config.train.keep_checkpoints} checkpoints alone (train.keep_checkpoints)")
     data = PreparedData.load(config.data, config.partition.names)

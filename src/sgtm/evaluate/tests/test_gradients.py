@@ -26,6 +26,7 @@ from sgtm.model.tests.families import FAMILIES, FORGET, FROZEN, JOINT, RETAIN
 
 # Separate projections, grouped heads, Conv1D, interleaved, all in one, some layers, no neurons, experts.
 EACH_KIND = ["gpt_neo", "llama_grouped", "gpt2", "gpt_neox", "phi3", "gpt_neo_layers", "llama_no_neurons", "mixtral"]
+HEAD = "transformer.wte.weight"
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}  # fp32 gradients, summed in another order
 
 
@@ -186,6 +187,9 @@ def test_a_limit_draws_rows_of_the_label_by_the_seed(model, rows):
     first, again, other = (update_directions(model, None, rows, 8, seed)["forget"] for seed in (0, 0, 1))
     assert_close(again, first)
     assert any(not torch.allclose(other[n], first[n]) for n in first)
+    two = rows.select(np.flatnonzero(rows.modes == 2)[:2])
+    one = update_directions(model, None, two, 1)["forget"]
+    assert any(torch.allclose(one[HEAD], naive_gradient(model, [ids])[HEAD], **CLOSE) for ids in ids_of(two))
 
 
 def test_of_labelled_tokens_only_those_with_the_label_are_predicted(model):
