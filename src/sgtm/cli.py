@@ -226,6 +226,7 @@ def plot_tradeoff(arguments: Arguments) -> None:
         out: Path = Path("tradeoff.png"),
         variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
         retain: Literal["retain", "adjacent"] = "retain",
+        forget: str = "",
     ) -> None:
         """Forget loss against retain loss of runs.
 
@@ -234,11 +235,12 @@ def plot_tradeoff(arguments: Arguments) -> None:
             out: the picture to write (png, pdf, svg).
             variant: which model's losses.
             retain: the category on the x axis.
+            forget: the domain on the y axis where there are several, or `mean` of all of them.
         """
         from sgtm.plot.records import read_run
         from sgtm.plot.tradeoff import tradeoff
 
-        tradeoff([read_run(run) for run in runs], out, variant, retain)
+        tradeoff([read_run(run) for run in runs], out, variant, retain, forget)
         print(f"written to {out}")
 
     tyro.cli(command, prog="sgtm plot tradeoff", args=arguments)
@@ -257,6 +259,54 @@ def env(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm env", args=arguments)
 
 
+def plot_gradient_norms(arguments: Arguments) -> None:
+    """Which parameters single examples push, and in which direction."""
+
+    def command(runs: tyro.conf.Positional[list[Path]], out: Path = Path("gradient_norms.png")) -> None:
+        """Densities of relative gradient norms by category, and cosines over the checkpoints.
+
+        Args:
+            runs: folders of runs with a gradients.jsonl, or such files.
+            out: the picture to write (png, pdf, svg).
+        """
+        from sgtm.plot.gradient_norms import gradient_norms, read_gradients
+
+        gradient_norms([read_gradients(run) for run in runs], out)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot gradient-norms", args=arguments)
+
+
+def gradients(arguments: Arguments) -> None:
+    """Gradients of a run's test examples: how hard they push which parameters, and in which direction."""
+
+    def command(
+        run: tyro.conf.Positional[Path],
+        examples: int = 256,
+        rows: int = 1024,
+        checkpoints: Literal["last", "all"] = "last",
+        out: Path | None = None,
+    ) -> None:
+        """Relative gradient norms of a run's test examples, and cosines with the mean gradients of labelled rows.
+
+        Args:
+            run: the run's folder.
+            examples: test rows of each category, each in a backward pass of its own.
+            rows: training rows of each label, whose mean gradient is a direction.
+            checkpoints: the run's last model, or every one that it kept (train.keep_checkpoints).
+            out: the records to write; by default gradients.jsonl in the run's folder.
+        """
+        from sgtm.records import GRADIENTS
+        from sgtm.train.gradients import gradients_of_run
+        from sgtm.train.summary import print_gradients
+
+        out = out or run / GRADIENTS
+        print_gradients(gradients_of_run(run, out, examples, rows, checkpoints))
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm gradients", args=arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
@@ -266,7 +316,9 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
+    "gradients": gradients,
     "plot tradeoff": plot_tradeoff,
+    "plot gradient-norms": plot_gradient_norms,
     "env": env,
 }
 

@@ -191,11 +191,16 @@ class TrainConfig:
     log_every: int = 50
     save_every: int | None = None
     """Steps between checkpoints, from which --resume goes on; by default a tenth of the run."""
+    keep_checkpoints: int | None = 2
+    """The latest checkpoints that stay on disk; null (None on the command line) keeps all, for what is measured over
+    the course of training (`sgtm gradients --checkpoints all`)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers.TrainingArguments (report_to, torch_compile, ...)."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every")
+        _check_counts(
+            self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every", "keep_checkpoints"
+        )
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
         if not 0 <= self.hear_domains <= 1:

@@ -1,10 +1,11 @@
-"""Reading ``metrics.jsonl``, without torch."""
+"""The record files of a run, one JSON object a line, without torch."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
+GRADIENTS = "gradients.jsonl"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -166,17 +166,33 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
 
 
 def _with_token_labels(rows: Rows, use: Use, everything: Codes) -> tuple[Rows, dict[str, int]]:
-    assert rows.token_labels is not None
-    column = rows.data.with_format("arrow")[:]["token_labels"].combine_chunks()
-    codes = rows.token_labels[column.values.to_numpy()[column.offsets[0].as_py() :]]
+    codes, starts = _token_codes(rows)
     names = label_names(rows.domains)
     counts = {f"tokens as {names[k]}": int(n) for k, n in enumerate(np.bincount(codes, minlength=len(names))) if n}
     if use == "everything":
         return replace(rows, modes=everything, token_labels=None), counts
     if use == "filter":
         return replace(rows, modes=everything, drops_tokens=True), counts
-    starts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
     return replace(rows, modes=np.maximum.reduceat(modes_of(codes, rows.domains), starts)), counts
+
+
+def rows_in_mode(rows: Rows, code: int) -> NDArray[np.int64]:
+    """Indices of the rows that are trained in the mode ``code``, or that have a predicted token which is."""
+    assert rows.modes is not None
+    if rows.token_labels is None:
+        return np.flatnonzero(rows.modes == code)
+    codes, starts = _token_codes(rows)
+    is_in_mode = modes_of(codes, rows.domains) == code
+    is_in_mode[starts] = False  # no position predicts the first token
+    return np.flatnonzero(np.logical_or.reduceat(is_in_mode, starts))
+
+
+def _token_codes(rows: Rows) -> tuple[Codes, NDArray[np.int64]]:
+    """Label codes of all tokens, one row after the other, and where each row starts."""
+    assert rows.token_labels is not None
+    column = rows.data.with_format("arrow")[:]["token_labels"].combine_chunks()
+    first = column.offsets[0].as_py()
+    return rows.token_labels[column.values.to_numpy()[first:]], column.offsets.to_numpy()[:-1] - first
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -90,9 +90,12 @@ def units_of(partition: PartitionConfig) -> dict[str, Units]:
 
 def mask(model: PreTrainedModel, partition: PartitionConfig, strategy: str) -> SGTM:
     """The masking of ``model`` that a configuration describes."""
-    return SGTM(
-        Partition.of(model, layers=partition.layers, domains=units_of(partition)), strategy, joint=partition.joint
-    )
+    return SGTM(partition_of(model, partition), strategy, joint=partition.joint)
+
+
+def partition_of(model: PreTrainedModel, partition: PartitionConfig) -> Partition:
+    """The partition of ``model`` that a configuration describes, whether or not its method masks anything."""
+    return Partition.of(model, layers=partition.layers, domains=units_of(partition))
 
 
 def _build_paper_model(

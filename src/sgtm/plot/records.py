@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sgtm.config import ConfigError
+from sgtm.config import DOMAINS, ConfigError
 from sgtm.records import METRICS, read_records
 
 
@@ -21,6 +21,11 @@ class RunRecords:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains that the run is to forget."""
+        return tuple((self.config.get("partition") or {}).get("domains") or DOMAINS)
 
     def curve(self, category: str, variant: str) -> list[tuple[int, float]]:
         """(step, loss in nats per token) of one category and variant on the test split."""

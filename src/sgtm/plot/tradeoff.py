@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, nearest
 from sgtm.plot.records import RunRecords
 
 # One colour a method, the same in every figure; dark enough on white, and told apart by colour-blind readers.
@@ -17,30 +17,37 @@ COLORS = {
     "sgtm": "#009e73",
 }
 _OTHER = "#b8860b"
+MEAN = "mean"  # of all domains' losses
 
 
-def tradeoff(runs: Sequence[RunRecords], out: Path, variant: str = "calibrated", retain: str = "retain") -> None:
+def tradeoff(
+    runs: Sequence[RunRecords], out: Path, variant: str = "calibrated", retain: str = "retain", forget: str = ""
+) -> None:
     """Draw each run's last point and, where it was evaluated more than once, the way there.
 
     Args:
         variant: intact, ablated or calibrated losses.
         retain: the category on the x axis (retain or adjacent).
+        forget: the domain on the y axis, or ``mean``: the mean of all domains' losses. May be left out where all runs
+            have the same one.
 
     Raises:
-        ConfigError: no run, or one without such losses.
+        ConfigError: no run, one without such losses, or several domains and none chosen.
     """
     if not runs:
         raise ConfigError("no runs to plot; give folders written by `sgtm train`")
+    domains = _domains(runs, forget)
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
-    ends = [_draw(axes, run, variant, retain) for run in runs]
+    ends = [_draw(axes, run, variant, retain, domains) for run in runs]
     _label(axes, [run.name for run in runs], ends)
     axes.set_xlabel(f"{retain} loss, {variant} (nats per token) → better to the left")
-    axes.set_ylabel(f"forget loss, {variant} (nats per token) → better above")
+    shown = domains[0] if len(domains) == 1 else f"mean of {', '.join(domains)}"
+    axes.set_ylabel(f"{shown} loss, {variant} (nats per token) → better above")
     axes.margins(0.18, 0.12)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -48,13 +55,34 @@ def tradeoff(runs: Sequence[RunRecords], out: Path, variant: str = "calibrated",
     plt.close(figure)
 
 
-def _draw(axes: Any, run: RunRecords, variant: str, retain: str) -> tuple[float, float]:
-    x, y = (dict(run.curve(category, variant)) for category in (retain, "forget"))
-    steps = sorted(x.keys() & y.keys())
+def _domains(runs: Sequence[RunRecords], forget: str) -> tuple[str, ...]:
+    """The domains whose mean loss is drawn; the same for every run."""
+    if forget not in ("", MEAN):
+        for run in (run for run in runs if forget not in run.domains):
+            hint = nearest(forget, run.domains)
+            raise ConfigError(f"{run.folder} has no domain {forget!r}{hint} (domains: {', '.join(run.domains)})")
+        return (forget,)
+    common = runs[0].domains
+    for run in (run for run in runs if set(run.domains) != set(common)):
+        raise ConfigError(
+            f"{runs[0].folder} has the domains {', '.join(common)} and {run.folder} {', '.join(run.domains)}; choose "
+            "one that all have with --forget DOMAIN"
+        )
+    if len(common) > 1 and not forget:
+        raise ConfigError(
+            f"the runs have the domains {', '.join(common)}; choose one with --forget DOMAIN, or --forget {MEAN}"
+        )
+    return common
+
+
+def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[str, ...]) -> tuple[float, float]:
+    x, *forgotten = (dict(run.curve(category, variant)) for category in (retain, *domains))
+    steps = sorted(x.keys() & set.intersection(*(set(y) for y in forgotten)))
     if not steps:
-        raise ConfigError(f"{run.folder} has no {variant} losses of {retain} and forget; train it to its end")
+        wanted = ", ".join((retain, *domains))
+        raise ConfigError(f"{run.folder} has no {variant} losses of {wanted}; train it to its end")
     color = COLORS.get(run.name, COLORS.get(run.config["method"], _OTHER))
-    xs, ys = [x[s] for s in steps], [y[s] for s in steps]
+    xs, ys = [x[s] for s in steps], [sum(y[s] for y in forgotten) / len(forgotten) for s in steps]
     axes.plot(xs, ys, color=color, linewidth=1.2, alpha=0.6)
     axes.plot(xs[-1], ys[-1], "o", color=color, markersize=9)
     return xs[-1], ys[-1]

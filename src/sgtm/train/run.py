@@ -45,6 +45,7 @@ _OWN_ARGUMENTS = {  # of TrainingArguments: the configuration's own keys for the
     "gradient_accumulation_steps": "train.batch_size and train.micro_batch_size",
     "save_strategy": "train.save_every",
     "save_steps": "train.save_every",
+    "save_total_limit": "train.keep_checkpoints",
     "eval_strategy": "evaluate.every",
     "eval_steps": "evaluate.every",
     "seed": "seed",
@@ -134,19 +135,26 @@ def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
     if not (folder / "model" / "config.json").is_file():
         raise ConfigError(f"{folder} holds no finished run (no model/ in it); train it to its end, or --resume it")
     config = load(folder / "config.yaml")
+    return config, *load_model(config, folder / "model")
+
+
+def load_model(config: RunConfig, path: Path) -> tuple[PreTrainedModel, SGTM | None]:
+    """Model and masking of a run of ``config``, from a Hugging Face checkpoint at ``path``.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
     disable_progress_bar()  # of a second's loading
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder / "model")
+        model = AutoModelForCausalLM.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"{folder}/model cannot be loaded: {str(error).splitlines()[0]}; train the run anew"
-        ) from error
+        raise ConfigError(f"{path} cannot be loaded: {str(error).splitlines()[0]}; train the run anew") from error
     strategy = method_of(config).strategy
     if strategy is None:
-        return config, model, None
+        return model, None
     if isinstance(model, GPTNeoForCausalLMSGTM):
-        return config, model, model.sgtm
-    return config, model, mask(model, config.partition, strategy)
+        return model, model.sgtm
+    return model, mask(model, config.partition, strategy)
 
 
 def _load_on_device(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
@@ -313,7 +321,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "logging_steps": t.log_every,
         "save_strategy": "steps",
         "save_steps": t.save_every or max(1, t.steps // _CHECKPOINTS),
-        "save_total_limit": 2,
+        "save_total_limit": t.keep_checkpoints,
         "dataloader_drop_last": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
@@ -390,9 +398,14 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
 
 def _last_checkpoint(folder: Path, steps: int) -> str | None:
     """The last checkpoint that leaves at least one step to do: its end evaluates the model."""
+    left = [path for step, path in checkpoints_of(folder).items() if step < steps]
+    return str(left[-1]) if left else None
+
+
+def checkpoints_of(folder: Path) -> dict[int, Path]:
+    """Step -> checkpoint, in order, of those in ``folder`` that were written to their end."""
     complete = [p.parent for p in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # what is written last
-    found = {int(p.name.rpartition("-")[2]): str(p) for p in complete}
-    return max(((step, path) for step, path in found.items() if step < steps), default=(0, None))[1]
+    return dict(sorted((int(p.name.rpartition("-")[2]), p) for p in complete))
 
 
 def _start_folder(

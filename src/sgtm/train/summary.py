@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sgtm.config import Category
+from sgtm.evaluate.gradients import median_interval
 from sgtm.evaluate.loss import Loss, Variant
 
 VARIANTS: tuple[Variant, ...] = ("intact", "ablated", "calibrated")
@@ -42,6 +43,41 @@ def print_matrix(matrix: Mapping[tuple[str, ...], Mapping[Category, Loss]]) -> N
         cells = (f"{losses[c].mean:.3f}{change}" for c, change in zip(intact, changes, strict=True))
         table.add_row(", ".join(removed) or "nothing", *cells)
     Console(width=max(100, Console().width)).print(table)
+
+
+def print_gradients(records: Iterable[Mapping[str, Any]]) -> None:
+    """Medians over examples, with 95 % bootstrap intervals, of one step's relative gradient norms and cosines."""
+    norms: dict[tuple[str, ...], list[float | None]] = {}
+    cosines: dict[tuple[str, ...], list[float | None]] = {}
+    for r in records:
+        norms.setdefault((r["category"], r["part"]), []).append(r["relative_norm"])
+        for direction, cosine in r["cosines"].items():
+            cosines.setdefault((r["category"], direction, r["part"]), []).append(cosine)
+    _print_medians("|gradient| / |parameters| of single examples, median (95 %)", ("examples",), norms, "{:.3g}")
+    _print_medians("cosine with the mean gradient of", ("examples", "direction"), cosines, "{:+.3f}")
+
+
+def _print_medians(
+    title: str, header: tuple[str, ...], values: Mapping[tuple[str, ...], list[float | None]], form: str
+) -> None:
+    """One column a part (the last word of a key), one row for each of the words before."""
+    parts = dict.fromkeys(key[-1] for key in values)
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name)
+    for part in parts:
+        table.add_column(part, justify="right")
+    for row in dict.fromkeys(key[:-1] for key in values):
+        table.add_row(*row, *(_median(values[*row, part], form) for part in parts))
+    Console(width=max(140, Console().width)).print(table)
+
+
+def _median(values: list[float | None], form: str) -> str:
+    defined = [v for v in values if v is not None]
+    if not defined:
+        return "undefined"
+    median, low, high = (form.format(v) for v in median_interval(defined))
+    return f"{median} ({low}, {high})"
 
 
 def _add_rows(table: Table, methods: Mapping[str, Mapping[Any, float]], categories: Iterable[Category]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sgtm.cli import main
 from sgtm.config import ConfigError
 from sgtm.plot.records import read_run
 from sgtm.plot.tradeoff import tradeoff
@@ -55,6 +56,77 @@ def test_the_figure_is_drawn(runs, tmp_path, kind):
     out = tmp_path / f"figure.{kind}"
     tradeoff([read_run(r) for r in runs], out)
     assert out.stat().st_size > 5_000
+
+
+def write_domains(folder: Path, losses: dict[str, float], step: int = 5) -> Path:
+    """A run of several domains, evaluated once."""
+    folder.mkdir()
+    units = {name: {"neurons": 4} for name in losses if name != "retain"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"method": "sgtm", "partition": {"domains": units}}))
+    record = {"step": step, "split": "test", "variant": "calibrated"}
+    lines = [json.dumps(record | {"category": c, "loss": loss}) + "\n" for c, loss in losses.items()]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The points and the label of the y axis of what is drawn."""
+    from matplotlib.axes import Axes
+
+    seen: dict[str, list] = {"points": [], "ylabel": []}
+    plot, label = Axes.plot, Axes.set_ylabel
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, y, *a, **k: seen["points"].append((x, y)) or plot(self, x, y, *a, **k)
+    )
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, text: seen["ylabel"].append(text) or label(self, text))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("forget", "y", "label"),
+    [("rot", 8.0, "rot loss"), ("es", 5.0, "es loss"), ("mean", 6.5, "mean of es, rot loss")],
+)
+def test_runs_of_several_domains_show_one_or_the_mean(tmp_path, drawn, forget, y, label):
+    run = write_domains(tmp_path / "run", {"es": 5.0, "rot": 8.0, "retain": 2.0})
+    tradeoff([read_run(run)], tmp_path / "x.png", forget=forget)
+    assert drawn["points"] == [([2.0], [y]), (2.0, y)]
+    assert drawn["ylabel"][0].startswith(label)
+
+
+def test_the_one_domain_of_all_runs_needs_no_naming(tmp_path, drawn):
+    runs = [write_domains(tmp_path / n, {"biology": b, "retain": 2.0}) for n, b in (("a", 5.0), ("b", 6.0))]
+    main(["plot", "tradeoff", *map(str, runs), "--out", str(tmp_path / "x.png")])
+    assert drawn["points"][1::2] == [(2.0, 5.0), (2.0, 6.0)]
+    assert drawn["ylabel"][0].startswith("biology loss")
+
+
+def test_the_mean_is_of_steps_that_all_domains_have(tmp_path, drawn):
+    run = write_domains(tmp_path / "run", {"es": 5.0, "rot": 8.0, "retain": 2.0})
+    with (run / "metrics.jsonl").open("a") as file:
+        for category in ("es", "retain"):
+            file.write(
+                json.dumps({"step": 9, "split": "test", "variant": "calibrated", "category": category, "loss": 1})
+                + "\n"
+            )
+    tradeoff([read_run(run)], tmp_path / "x.png", forget="mean")
+    assert drawn["points"][-1] == (2.0, 6.5)
+
+
+def test_domains_that_are_not_clear_are_refused(tmp_path, runs):
+    run = write_domains(tmp_path / "run", {"es": 5.0, "rot": 8.0, "retain": 2.0})
+    other = write_domains(tmp_path / "other", {"es": 5.0, "retain": 2.0})
+    for folders, forget, message in (
+        ([run], "", "the runs have the domains es, rot; choose one with --forget DOMAIN, or --forget mean"),
+        ([run], "rott", "has no domain 'rott'; did you mean 'rot'"),
+        ([other, run], "rot", r"other has no domain 'rot' \(domains: es\)"),
+        ([run, other], "mean", "has the domains es, rot and .*other es; choose one that all have"),
+        ([run, runs[0]], "", "has the domains es, rot and .*sgtm forget; choose"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tradeoff([read_run(f) for f in folders], tmp_path / "x.png", forget=forget)
+    assert not (tmp_path / "x.png").exists()
+    tradeoff([read_run(run), read_run(other)], tmp_path / "x.png", forget="es")
 
 
 def test_bad_input_is_refused(tmp_path, runs):
