@@ -4,4 +4,4 @@
 source "$(dirname "$0")/../preset.sh"
 sgtm sweep "configs/sweeps/tinystories/mislabeling-$preset.yaml" ${options[@]+"${options[@]}"}
 sgtm sweep "configs/sweeps/tinystories/leakage-$preset.yaml" ${options[@]+"${options[@]}"}
-$look || sgtm leakage "runs/tinystories/mislabeling-$preset"/sgtm-* --grid "runs/tinystories/leakage-$preset"/filter-*
+$look || sgtm leakage "runs/tinystories/mislabeling-$preset"/sgtm-* --references "runs/tinystories/leakage-$preset"

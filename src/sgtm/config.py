@@ -11,6 +11,7 @@ import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -337,6 +338,7 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+@cache
 def dotted_keys(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Every key of a configuration, sections joined by dots (``train.steps``), and its type."""
     keys: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,10 +109,10 @@ def visible_devices(wanted: str | None) -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    if wanted is not None and not count:
+    if count == 0 and wanted is not None:
         raise ConfigError(f"devices={wanted}: torch finds no GPU on this machine; leave out --devices to use its CPU")
-    named = wanted or os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [d.strip() for d in named.split(",") if d.strip()] if named else [str(i) for i in range(count)]
+    named = wanted or os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [name.strip() for name in named.split(",")] if count else []
 
 
 def run_sweep(
@@ -199,7 +199,7 @@ def start(point: Point, slot: Slot) -> Started | None:
     if not has_begun(point.folder):
         dump(point.config, point.folder / "config.yaml")
     before = read_attempt(point.folder)
-    attempt = Attempt(time.time(), seconds_so_far(point.folder, before), job=before.job)
+    attempt = Attempt(time.time(), seconds_so_far(point.folder, before, is_running=False), job=before.job)
     attempt.write(point.folder)
     process = subprocess.Popen(
         command(point.folder, slot.processes),
@@ -216,10 +216,11 @@ def start(point: Point, slot: Slot) -> Started | None:
 def finish(started: Started, stopped: bool = False) -> bool:
     """Note how a run ended; whether it is complete."""
     code, folder = started.process.wait(), started.point.folder
-    started.log.close()
     complete = is_complete(folder)
     seconds = started.attempt.seconds + time.time() - started.attempt.started
-    replace(started.attempt, seconds=seconds, code=0 if complete else None if stopped else code or 1).write(folder)
+    noted = 0 if complete else None if stopped else code or 1
+    Attempt(0.0, seconds, noted, started.attempt.job).write(folder)
+    started.log.close()
     return complete
 
 
@@ -304,7 +305,7 @@ def submit(points: Sequence[Point], out: Path, settings: Mapping[str, Any], proc
     names = [f"{cluster}:{job.job_id}" for job in jobs]
     for point, name in zip(points, names, strict=True):
         point.folder.mkdir(parents=True, exist_ok=True)
-        replace(read_attempt(point.folder), job=name, code=None).write(point.folder)
+        Attempt(0.0, read_attempt(point.folder).seconds, job=name).write(point.folder)
     return names
 
 

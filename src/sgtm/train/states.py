@@ -30,8 +30,8 @@ class Attempt:
     """The last attempt at a run, as its ``sweep.json`` has it.
 
     Args:
-        started: seconds since 1970.
-        seconds: of all attempts; of those before, while this one is under way.
+        started: seconds since 1970; 0 once it has ended.
+        seconds: of all attempts that have ended.
         code: exit code; None while it is under way, or when it was stopped.
         job: of a cluster.
     """
@@ -100,11 +100,11 @@ def read_attempt(folder: Path) -> Attempt:
     return Attempt(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Attempt()
 
 
-def seconds_so_far(folder: Path, attempt: Attempt) -> float:
-    """Seconds of all attempts; one that was killed lasted until its last word."""
-    if attempt.code is not None or not attempt.started:
+def seconds_so_far(folder: Path, attempt: Attempt, is_running: bool) -> float:
+    """Seconds of all attempts; one that was killed with its sweep lasted until its last word."""
+    if not attempt.started:
         return attempt.seconds
-    end = time.time() if _is_running(folder) else (folder / LOG).stat().st_mtime
+    end = time.time() if is_running else (folder / LOG).stat().st_mtime
     return attempt.seconds + max(0.0, end - attempt.started)
 
 
@@ -196,7 +196,7 @@ def _status(point: Point, attempt: Attempt, is_queued: bool) -> Status:
     elif has_begun(folder):
         state = "stopped"
     step = max((r["step"] for r in read_records(folder / METRICS)), default=0)
-    return Status(point, state, step, seconds_so_far(folder, attempt))
+    return Status(point, state, step, seconds_so_far(folder, attempt, state == "running"))
 
 
 def _is_running(folder: Path) -> bool:
