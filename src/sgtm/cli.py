@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -231,16 +232,16 @@ def plot_tradeoff(arguments: Arguments) -> None:
         """Forget loss against retain loss of runs.
 
         Args:
-            runs: folders of runs.
+            runs: folders of runs, of sweeps, or a sweep's results.parquet.
             out: the picture to write (png, pdf, svg).
             variant: which model's losses.
             retain: the category on the x axis.
             forget: the domain on the y axis where there are several, or `mean` of all of them.
         """
-        from sgtm.plot.records import read_run
+        from sgtm.plot.records import read_runs
         from sgtm.plot.tradeoff import tradeoff
 
-        tradeoff([read_run(run) for run in runs], out, variant, retain, forget)
+        tradeoff(read_runs(runs), out, variant, retain, forget)
         print(f"written to {out}")
 
     tyro.cli(command, prog="sgtm plot tradeoff", args=arguments)
@@ -307,6 +308,113 @@ def gradients(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm gradients", args=arguments)
 
 
+@dataclass(frozen=True)
+class SweepCommand:
+    """Train many runs: whatever is missing of them."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    out: Path | None = None
+    """Folder of the runs' folders; by default the sweep file's."""
+    seeds: tuple[int, ...] | None = None
+    """By default the sweep file's."""
+    status: bool = False
+    """Show where the runs stand, collect their results, and run nothing."""
+    dry_run: bool = False
+    """Show what the runs would take in tokens and FLOPs, and run nothing."""
+    tokens_per_second: float | None = None
+    """With --dry-run: the speed of one run, for an estimate of the time."""
+    jobs: int | None = None
+    """Runs at a time; by default one on a CPU, one for each GPU (or each --processes-per-run of them) otherwise."""
+    devices: str | None = None
+    """The GPUs to use (0,1); all by default."""
+    processes_per_run: int = 1
+    """Processes of each run, under torchrun, on one GPU each."""
+    slurm: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY=VALUE...")] = None
+    """Submit the runs to Slurm by submitit and return: timeout_min=600 gpus_per_node=1 cpus_per_task=8
+    slurm_partition=NAME ... (what its AutoExecutor knows)."""
+
+
+def sweep(arguments: Arguments) -> None:
+    """Train many runs: `sgtm sweep SWEEP.yaml [RUN.yaml] [--section.key value ...] [--status] [--dry-run]`."""
+    from sgtm.train.sweep import points_of, read_sweep
+
+    files = list(map(Path, takewhile(lambda word: not word.startswith("-"), arguments)))
+    plan = read_sweep(*files[:2]) if files else None
+    default = SweepCommand(RunConfig() if plan is None else plan.common)
+    command = tyro.cli(SweepCommand, prog="sgtm sweep SWEEP.yaml", default=default, args=arguments[len(files) :])
+    if plan is None or len(files) > 2:
+        raise ConfigError("give a sweep's file first (examples in configs/sweeps/), and at most one run's after it")
+    out = command.out or Path(plan.config.out)
+    seeds = plan.config.seeds if command.seeds is None else list(command.seeds)
+    points = points_of(plan, command.run, out, seeds)
+    if command.dry_run:
+        from sgtm.train.estimate import print_costs
+
+        print_costs(points, command.tokens_per_second)
+    elif command.status:
+        from sgtm.train.states import show
+
+        show(points, out)
+    else:
+        from sgtm.train.launch import run_sweep
+
+        run_sweep(points, out, command.devices, command.processes_per_run, command.jobs, command.slurm)
+
+
+def plot_undiscovered(arguments: Arguments) -> None:
+    """Forget and retain loss against the undiscovered share."""
+
+    def command(
+        runs: tyro.conf.Positional[list[Path]],
+        out: Path = Path("undiscovered.png"),
+        variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
+    ) -> None:
+        """Forget and retain loss against the undiscovered share: mean over seeds, with the 95 % t interval.
+
+        Args:
+            runs: folders of runs, of sweeps, or a sweep's results.parquet.
+            out: the picture to write (png, pdf, svg).
+            variant: which model's losses.
+        """
+        from sgtm.plot.records import read_runs
+        from sgtm.plot.undiscovered import undiscovered
+
+        undiscovered(read_runs(runs), out, variant)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot undiscovered", args=arguments)
+
+
+def plot_grid(arguments: Arguments) -> None:
+    """Loss over true and false positive rates."""
+
+    def command(
+        runs: tyro.conf.Positional[list[Path]],
+        out: Path = Path("grid.png"),
+        method: str = "sgtm",
+        against: str | None = None,
+        category: str = "forget",
+        variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
+    ) -> None:
+        """Loss over true and false positive rates: a heat map, mean over seeds.
+
+        Args:
+            runs: folders of runs, of sweeps, or a sweep's results.parquet.
+            out: the picture to write (png, pdf, svg).
+            method: whose losses.
+            against: instead, how far they are above those of this method.
+            category: losses on this category.
+            variant: which model's losses.
+        """
+        from sgtm.plot.grid import grid
+        from sgtm.plot.records import read_runs
+
+        grid(read_runs(runs), out, method, against, category, variant)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot grid", args=arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
@@ -316,8 +424,11 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
+    "sweep": sweep,
     "gradients": gradients,
     "plot tradeoff": plot_tradeoff,
+    "plot undiscovered": plot_undiscovered,
+    "plot grid": plot_grid,
     "plot gradient-norms": plot_gradient_norms,
     "env": env,
 }

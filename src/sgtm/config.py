@@ -4,11 +4,14 @@ An unknown key is an error that names the nearest known one. The resolved config
 that ``sgtm train RUN/config.yaml`` repeats it.
 """
 
+import copy
 import dataclasses
 import difflib
+import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -310,20 +313,64 @@ def load(path: str | Path, **changes: Any) -> RunConfig:
     Raises:
         ConfigError: no such file, no mapping, an unknown key (the nearest is named), or a value of the wrong type.
     """
+    return dataclasses.replace(build(RunConfig, read_yaml(path), str(path)), **changes)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        ConfigError: no such file, or no YAML.
+    """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path} is no file; give the path of a run's YAML configuration (examples in configs/)")
+        raise ConfigError(f"{path} is no file; give the path of a YAML configuration (examples in configs/)")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    return dataclasses.replace(build(RunConfig, values, str(path)), **changes)
 
 
 def dump(config: Any, path: str | Path) -> None:
     """Write ``config`` as YAML that ``load`` reads back to an equal configuration."""
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    write(Path(path), yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file that a kill leaves either as it was or whole."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+@cache
+def dotted_keys(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every key of a configuration, sections joined by dots (``train.steps``), and its type."""
+    keys: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        is_section = dataclasses.is_dataclass(hint)
+        keys |= dotted_keys(hint, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": hint}
+    return keys
+
+
+def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Plain ``values`` of a run with ``settings`` by dotted key: ``{"train.steps": 10, "model.config.num_layers": 2}``.
+
+    Raises:
+        ConfigError: an unknown key (the nearest is named); ``where`` begins the message.
+    """
+    changed, known = copy.deepcopy(dict(values)), dotted_keys()
+    for key, value in settings.items():
+        if not any(key == k or (get_origin(t) is dict and key.startswith(f"{k}.")) for k, t in known.items()):
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)} (keys are written section.key)")
+        *sections, last = key.split(".")
+        place = changed
+        for section in sections:
+            inner = place.get(section)
+            place[section] = inner if isinstance(inner, dict) else {}
+            place = place[section]
+        place[last] = value
+    return changed
 
 
 def build(cls: type[T], values: Any, where: str) -> T:

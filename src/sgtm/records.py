@@ -1,4 +1,4 @@
-"""The record files of a run, one JSON object a line, without torch."""
+"""The files that hold what runs measured, without torch."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,9 @@ from typing import Any
 
 METRICS = "metrics.jsonl"
 GRADIENTS = "gradients.jsonl"
+RECORD = ("step", "tokens", "flops", "split", "category", "variant", "loss", "num_tokens")
+RESULTS = "results.parquet"  # the records of all runs of a sweep
+CONFIGS = "configs"  # in the metadata of that file: the runs' configurations by name, as JSON
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -16,11 +16,12 @@ from sgtm.model.surgery import expand
 
 
 def build_model(
-    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, SGTM | None]:
     """A model with random weights (seed torch first), or a trained one, and its masking; None without a ``strategy``.
 
     Models are stock Hugging Face ones, except that ``head_bias`` and ``init: paper`` need the GPT-Neo classes.
+    Without a ``tokenizer`` the vocabulary is the family's own.
 
     Raises:
         ConfigError: an unknown family or key, no such checkpoint, a vocabulary that does not fit the tokenizer, or
@@ -46,7 +47,7 @@ def _build(
 
 
 def _build_pretrained(
-    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, SGTM | None]:
     if config.config or config.head_bias or config.init == "paper":
         raise ConfigError("model.from_pretrained is a whole model; leave out model.config, head_bias and init")
@@ -57,7 +58,7 @@ def _build_pretrained(
         raise ConfigError(
             f"model.from_pretrained={config.from_pretrained} is no checkpoint: {str(error).splitlines()[0]}"
         ) from error
-    if model.config.vocab_size < len(tokenizer):
+    if tokenizer is not None and model.config.vocab_size < len(tokenizer):
         raise ConfigError(
             f"{config.from_pretrained} has {model.config.vocab_size} vocabulary entries and the data's tokenizer "
             f"{len(tokenizer)}; prepare the data with the checkpoint's own tokenizer"
@@ -124,13 +125,24 @@ def _build_paper_model(
     return model, None if strategy is None else model.sgtm
 
 
-def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
     values = dict(config.config)
     family = values.pop("model_type", None)
     if family not in CONFIG_MAPPING:
         hint = nearest(family, CONFIG_MAPPING.keys())
         raise ConfigError(f"model.config.model_type={family!r} is no family of transformers{hint}")
     _check_keys(family, values)
+    if tokenizer is not None:
+        _fit_vocabulary(values, tokenizer)
+    try:
+        if family == "gpt_neo" and "attention_types" not in values:
+            values["attention_types"] = GPTNeoSGTMConfig(num_layers=values.get("num_layers", 24)).attention_types
+        return AutoConfig.for_model(family, **values)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"model.config is no {family} configuration: {error}") from error
+
+
+def _fit_vocabulary(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     size = values.setdefault("vocab_size", len(tokenizer))
     if size < len(tokenizer):
         raise ConfigError(
@@ -139,12 +151,6 @@ def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         )
     values.setdefault("bos_token_id", tokenizer.eos_token_id)
     values.setdefault("eos_token_id", tokenizer.eos_token_id)
-    try:
-        if family == "gpt_neo" and "attention_types" not in values:
-            values["attention_types"] = GPTNeoSGTMConfig(num_layers=values.get("num_layers", 24)).attention_types
-        return AutoConfig.for_model(family, **values)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise ConfigError(f"model.config is no {family} configuration: {error}") from error
 
 
 def _check_keys(family: str, values: dict[str, Any]) -> None:

@@ -1,5 +1,10 @@
-"""What figures are drawn from: a run's ``metrics.jsonl`` and ``config.yaml``. Nothing here needs torch."""
+"""What figures are drawn from: a run's ``metrics.jsonl`` and ``config.yaml``, or a sweep's ``results.parquet``.
 
+Nothing here needs torch.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +12,7 @@ from typing import Any
 import yaml
 
 from sgtm.config import DOMAINS, ConfigError
-from sgtm.records import METRICS, read_records
+from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, read_records
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,24 @@ class RunRecords:
             if r["split"] == "test" and r["category"] == category and r["variant"] == variant
         ]
 
+    def final(self, category: str, variant: str) -> float | None:
+        """The loss at the run's last step; None if it did not get there, or was not measured."""
+        return dict(self.curve(category, variant)).get(self.config["train"]["steps"])
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """(true, false positive rate) of the labeller; without errors if none is set.
+
+        Raises:
+            ConfigError: the labeller is given by its precision, from which the rates follow only with the data.
+        """
+        labels = self.config["labels"]
+        if labels["precision"] is not None:
+            raise ConfigError(f"{self.folder} has labels.precision; figures over rates need runs with tpr and fpr")
+        if labels["undiscovered"] is not None:
+            return round(1 - labels["undiscovered"], 12), 0.0
+        return 1.0 if labels["tpr"] is None else labels["tpr"], labels["fpr"] or 0.0
+
 
 def read_run(folder: Path) -> RunRecords:
     """Read one run.
@@ -46,3 +69,60 @@ def read_run(folder: Path) -> RunRecords:
         raise ConfigError(f"{folder} has no {METRICS}; give folders written by `sgtm train`")
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return RunRecords(folder, config, read_records(folder / METRICS))
+
+
+def read_runs(paths: Iterable[Path]) -> list[RunRecords]:
+    """Read runs from their folders, from the folder of a sweep, or from its ``results.parquet``.
+
+    Raises:
+        ConfigError: no records at one of the ``paths``, or no paths.
+    """
+    runs = [run for path in paths for run in _read(path)]
+    if not runs:
+        raise ConfigError("no runs to plot; give folders written by `sgtm train` or `sgtm sweep`")
+    return runs
+
+
+def series(runs: Sequence[RunRecords], along: Iterable[str]) -> dict[str, list[RunRecords]]:
+    """Runs that differ in nothing but their seed and the settings ``along`` an axis, by method.
+
+    Where a method comes with several settings, each is a series of its own and is named by what differs.
+    """
+    apart = {*along, "seed"}
+    flat = [{key: value for key, value in _flat(run.config) if key not in apart} for run in runs]
+    groups: dict[str, list[RunRecords]] = {}
+    for run, settings in zip(runs, flat, strict=True):
+        same = [other for other in flat if other["method"] == settings["method"]]
+        differs = [k for k in settings if any(other.get(k) != settings[k] for other in same)]
+        label = ", ".join([str(settings["method"]), *(f"{k.rpartition('.')[2]} {settings[k]}" for k in differs)])
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+def _read(path: Path) -> list[RunRecords]:
+    results = path / RESULTS if path.is_dir() and not (path / METRICS).is_file() else path
+    return _read_results(results) if results.is_file() else [read_run(path)]
+
+
+def _read_results(path: Path) -> list[RunRecords]:
+    """The runs of a sweep's results, whose configurations are in the file's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        configs = json.loads(table.schema.metadata[CONFIGS.encode()])
+    except (pa.ArrowInvalid, TypeError, KeyError) as error:
+        raise ConfigError(f"{path} is no sweep's {RESULTS}; give one, or folders of runs") from error
+    runs = {name: RunRecords(path.parent / name, config, []) for name, config in configs.items()}
+    for record in table.select(["run", *RECORD]).to_pylist():
+        runs[record.pop("run")].records.append(record)
+    return list(runs.values())
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

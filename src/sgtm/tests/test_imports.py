@@ -15,14 +15,15 @@ MAY_IMPORT = {
     "config": set(),
     "environment": set(),
     "records": set(),
+    "interval": set(),
     "model": {"config"},
     "data": {"config"},
-    "plot": {"config", "records"},
+    "plot": {"config", "records", "interval"},
     "evaluate": {"config", "model", "data"},
     "train": {"config", "environment", "records", "model", "data", "evaluate"},
 }
 ABOVE_ALL = {"__init__", "__main__", "cli", "demo"}
-WITHOUT_TORCH = {"config", "plot", "records"}  # in functions too
+WITHOUT_TORCH = {"config", "plot", "records", "interval"}  # in functions too
 
 
 def is_test(path: Path) -> bool:

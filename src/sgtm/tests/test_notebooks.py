@@ -63,8 +63,6 @@ def write_run(folder: Path, method: str, losses: tuple[float, float], share: flo
 
 
 def test_a_notebook_runs_and_draws(notebook, runs, monkeypatch):
-    if "undiscovered" in notebook.name:
-        pytest.importorskip("sgtm.plot.undiscovered")
     monkeypatch.setenv("SGTM_RUNS", str(runs))
     content = nbformat.read(notebook, as_version=4)
     NotebookClient(content, timeout=60, resources={"metadata": {"path": str(notebook.parent)}}).execute()
@@ -88,8 +86,6 @@ def test_a_notebook_is_committed_without_outputs_and_defines_nothing(notebook):
 
 
 def test_the_commands_that_a_notebook_tells_exist(notebook):
-    if "sweep" not in COMMANDS:
-        pytest.skip("`sgtm sweep` is not there yet")
     text = "\n".join(c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "markdown")
     told = re.findall(r"^ *sgtm ([^#\n]*)", text.replace("\\\n", " "), flags=re.M)
     assert told

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -99,7 +100,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     rows, sampler, counts = _labelled(config, method, data.train)
     set_seed(config.seed)
     model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
-    _check_context(model, data)
+    check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
     t, arguments = config.train, training_arguments(config, folder)
     trainer = SGTMTrainer(
@@ -339,13 +340,17 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer as a Hugging Face checkpoint."""
+    """Write model and tokenizer as a Hugging Face checkpoint; a kill leaves none of it at ``folder``."""
     disable_progress_bar()  # of the shards being written; the training's own bar is enough
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
 
 
-def _check_context(model: PreTrainedModel, data: PreparedData) -> None:
+def check_context(model: PreTrainedModel, data: PreparedData) -> None:
+    """Raise a ConfigError if ``data`` has rows that are longer than ``model`` has positions."""
     longest, context = max(data.train.longest, data.test.longest), model.config.max_position_embeddings
     if longest > context:
         raise ConfigError(
