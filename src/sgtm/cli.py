@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, load, nearest
+from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, TranslateConfig, load, nearest
 
 Arguments = list[str]
 
@@ -415,11 +415,34 @@ def plot_grid(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm plot grid", args=arguments)
 
 
+@dataclass(frozen=True)
+class TranslateCommand:
+    """Translate a column of texts by Message Batches; what was killed or stopped goes on when it is run again."""
+
+    translate: Annotated[TranslateConfig, tyro.conf.arg(name="")]
+    source: str = "roneneldan/TinyStories"
+    """Local parquet, json, jsonl or arrow file, a folder of them, or a name on the Hub."""
+    split: str = "train"
+    """The split to read where a data set has several."""
+    dry_run: bool = False
+    """Only say how many documents there are and what they would cost; nothing is sent or written."""
+
+
+def data_translate(arguments: Arguments) -> None:
+    """Translate a column of texts (Anthropic Message Batches), for `data tinystories`."""
+    command = tyro.cli(TranslateCommand, prog="sgtm data translate", args=arguments)
+    from sgtm.data.translate import plan, translate
+
+    run = plan if command.dry_run else translate
+    print(run(command.source, command.split, command.translate))
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
     "data tinystories": data_tinystories,
     "data texts": data_texts,
+    "data translate": data_translate,
     "families": families,
     "train": train,
     "evaluate": evaluate,

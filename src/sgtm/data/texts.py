@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from sgtm.config import ConfigError
-from sgtm.data.tinystories import open_rows
+from sgtm.data.tinystories import open_columns
 from sgtm.data.tokenize import UNLABELED, Document, Labelled, Source
 
 _NEEDED = {"text", "category"}
@@ -22,13 +22,7 @@ def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
     Raises:
         ConfigError: no such data, or a column is missing.
     """
-    rows = open_rows(name, split)
-    try:
-        columns = set(rows.features or next(iter(rows), {}))
-    except (ValueError, StopIteration, OSError) as error:  # pyarrow's errors are among these
-        raise ConfigError(f"{name} cannot be read as a table of texts: {str(error) or 'it is empty'}") from error
-    if missing := _NEEDED - columns:
-        raise ConfigError(f"{name} has no column {sorted(missing)}; it has {sorted(columns)}")
+    rows, columns = open_columns(name, split, sorted(_NEEDED))
     labelled: Labelled | None = "tokens" if "spans" in columns else "documents" if "label" in columns else None
     return partial(_documents, name, rows), labelled
 

@@ -33,11 +33,25 @@ def source(name: str, split: str, columns: dict[str, Category]) -> Source:
     Raises:
         ConfigError: no such data, or a column is missing.
     """
-    rows = open_rows(name, split)
-    found = list(rows.features or next(iter(rows), {}))
-    if missing := [c for c in columns if c not in found]:
+    return partial(_documents, open_columns(name, split, columns)[0], columns)
+
+
+def open_columns(name: str, split: str, needed: Iterable[str]) -> tuple[Dataset | IterableDataset, list[str]]:
+    """The rows of a local file or folder, or of a data set on the Hub (see ``source``), and the columns they have.
+
+    Raises:
+        ConfigError: no such data, it cannot be read, or one of the columns ``needed`` is missing.
+    """
+    try:
+        rows = open_rows(name, split)
+        found = list(rows.features or next(iter(rows), {}))
+    except ConfigError:
+        raise
+    except (ValueError, StopIteration, OSError) as error:  # pyarrow's errors are among these
+        raise ConfigError(f"{name} cannot be read as a table of texts: {str(error) or 'it is empty'}") from error
+    if missing := [c for c in needed if c not in found]:
         raise ConfigError(f"{name} has no column {missing}; it has {found}")
-    return partial(_documents, rows, columns)
+    return rows, found
 
 
 def synthetic_source(num_stories: int, seed: int, forget: Literal["es", "en"] = "es") -> Source:
