@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from sgtm.config import Category, ConfigError, RunConfig, dump, load
+from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, dump, load
+from sgtm.data.conditional import GOOD
 from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
@@ -29,6 +30,7 @@ from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
+from sgtm.train import gram
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
 from sgtm.train.trainer import SGTMTrainer
@@ -54,17 +56,30 @@ _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FI
 
 @dataclass(frozen=True)
 class Method:
-    """How a method uses the labels, and the strategy under which it masks."""
+    """How a method uses the labels, and the strategy under which it masks.
+
+    Args:
+        joint: joint parameters that batches of a domain leave alone, besides those of ``partition.joint``.
+        auxiliary_spread, core_robustness: see ``TrainConfig``, which has the last word.
+    """
 
     use: Use
     strategy: str | None = None
+    joint: tuple[str, ...] = ()
+    auxiliary_spread: float = 0.0
+    core_robustness: float = 0.0
 
 
 METHODS = {
     "none": Method("everything"),
     "filter": Method("filter"),
+    "token_masking": Method("mask"),  # SLUNG, arXiv:2505.03052: sgtm.data.token_loss
+    "unlikelihood": Method("unlikelihood"),
+    "conditional": Method("condition"),  # arXiv:2302.08582: sgtm.data.conditional
     "sgtm": Method("modes", "parameter_masking"),
     **{name: Method("modes", name) for name in STRATEGIES},
+    # arXiv:2607.08077: sgtm.train.gram
+    "gram": Method("modes", "parameter_masking", ("*",), gram.AUXILIARY_SPREAD, gram.CORE_ROBUSTNESS),
 }
 
 
@@ -92,10 +107,11 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     method = method_of(config)
     checkpoint = _open_folder(config, folder, resume)
     tune_malloc()
-    data = PreparedData.load(config.data, config.partition.names)
-    rows, sampler, counts = _labelled(config, method, data.train)
+    data = _data_of(config)
+    rows, sampler, counts = _labelled(config, method, data)
     set_seed(config.seed)
-    model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
+    grown = {} if data.control is None else {"new_tokens": 2, "positions": data.longest}
+    model, sgtm = build_model(config.model, _partition_of(config), method.strategy, data.tokenizer, **grown)
     _check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
     trainer = SGTMTrainer(
@@ -105,6 +121,8 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         config.train.update,
         config.train.forget_lr_scale,
         config.train.hear_domains,
+        _share(config.train.auxiliary_spread, method.auxiliary_spread),
+        _share(config.train.core_robustness, method.core_robustness),
         sampler=sampler,
         train_dataset=rows,
         processing_class=data.tokenizer,
@@ -136,7 +154,7 @@ def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
         return config, model, None
     if isinstance(model, GPTNeoForCausalLMSGTM):
         return config, model, model.sgtm
-    return config, model, mask(model, config.partition, strategy)
+    return config, model, mask(model, _partition_of(config), strategy)
 
 
 def evaluate_run(
@@ -156,8 +174,7 @@ def evaluate_run(
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     tune_malloc()
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
-    data = PreparedData.load(config.data, config.partition.names)
-    return Evaluation(config, model, sgtm, data, without)(config.train.steps)
+    return Evaluation(config, model, sgtm, _data_of(config), without)(config.train.steps)
 
 
 def ablation_matrix_of_run(
@@ -214,8 +231,10 @@ def _card_losses(
 
 def _check_domains(folder: Path, sgtm: SGTM | None, without: Sequence[str]) -> SGTM:
     if sgtm is None:
+        method = load(folder / "config.yaml").method
+        asked = f"; begin each text with its token {GOOD}" if METHODS[method].use == "condition" else ""
         raise ConfigError(
-            f"{folder} has no forget units to remove (method none or filter); its model/ is stock already"
+            f"{folder} has no forget units to remove (method {method}); its model/ is stock already{asked}"
         )
     try:
         sgtm.partition.select_domains(without)
@@ -225,7 +244,11 @@ def _check_domains(folder: Path, sgtm: SGTM | None, without: Sequence[str]) -> S
 
 
 class Evaluation:
-    """Losses of the test split, and a calibration of the final model."""
+    """Losses of the test split, and a calibration of the final model.
+
+    The intact model of conditional training is given plain text, the ablated and the calibrated one text that is asked
+    to be good. Their losses are means over the same tokens.
+    """
 
     def __init__(
         self,
@@ -238,7 +261,9 @@ class Evaluation:
         self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
         rows = config.evaluate.rows
         self.test = {c: data.test.of(c, rows, config.seed) for c in data.test.present}
-        self.train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
+        self.for_removed = data.for_removed
+        train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
+        self.train = {c: data.for_removed(found) for c, found in train.items()}
         for category, found in self.test.items():
             if rows is not None and len(found) < rows:
                 raise ConfigError(
@@ -255,7 +280,9 @@ class Evaluation:
             if step >= c.train.steps or c.calibrate.every_evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
-            self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, size, self.without)
+            self.losses = evaluate_categories(
+                self.model, self.test, self.sgtm, self.bias, size, self.without, self.for_removed
+            )
         return self.losses
 
 
@@ -263,13 +290,38 @@ def method_of(config: RunConfig) -> Method:
     """The row of ``METHODS`` that the configuration names.
 
     Raises:
-        ConfigError: no such method (the nearest is named).
+        ConfigError: no such method (the nearest is named), or settings that contradict it.
     """
     if config.method not in METHODS:
         near = get_close_matches(config.method, METHODS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"method={config.method!r} is none of {sorted(METHODS)}{hint}")
-    return METHODS[config.method]
+    method = METHODS[config.method]
+    if config.method == "gram":
+        gram.check(config)
+    for name in ("auxiliary_spread", "core_robustness"):
+        if method.strategy is None and getattr(config.train, name):
+            raise ConfigError(
+                f"train.{name}={getattr(config.train, name)} is about forget units, and method={config.method} has "
+                "none; leave it out"
+            )
+    return method
+
+
+def _partition_of(config: RunConfig) -> PartitionConfig:
+    """The partition, with what the method itself adds to it."""
+    joint = [*config.partition.joint, *method_of(config).joint]
+    return replace(config.partition, joint=joint)
+
+
+def _data_of(config: RunConfig) -> PreparedData:
+    """The prepared data, with control tokens if the method has them."""
+    data = PreparedData.load(config.data, config.partition.names)
+    return data.with_control(config.seed) if method_of(config).use == "condition" else data
+
+
+def _share(configured: float | None, of_method: float) -> float:
+    return of_method if configured is None else configured
 
 
 def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
@@ -318,10 +370,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def _check_context(model: PreTrainedModel, data: PreparedData) -> None:
-    longest, context = max(data.train.longest, data.test.longest), model.config.max_position_embeddings
+    longest, context = data.longest, model.config.max_position_embeddings
     if longest > context:
+        tokens = "tokens" if data.control is None else "tokens, control tokens included,"
         raise ConfigError(
-            f"the data has rows of {longest} tokens and the model only {context} positions; prepare the data with "
+            f"the data has rows of {longest} {tokens} and the model only {context} positions; prepare the data with "
             f"--context {context}, or set model.config.max_position_embeddings"
         )
 
@@ -337,13 +390,15 @@ def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int |
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
 
 
-def _labelled(config: RunConfig, method: Method, rows: Rows) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
+def _labelled(
+    config: RunConfig, method: Method, data: PreparedData
+) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
     """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
-    t = config.train
+    t, rows = config.train, data.train
     if t.mixing == "step_draw":
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
-    labelled, labels = training_rows(rows, config.labels, method.use, config.seed)
+    labelled, labels = training_rows(rows, config.labels, method.use, config.seed, data.control)
     if labelled.token_labels is not None and method.use == "modes" and len(rows.domains) > 1 and t.hear_domains:
         raise ConfigError(
             f"train.hear_domains={t.hear_domains}: where tokens have labels (spans, or packed labelled documents), "
