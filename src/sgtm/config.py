@@ -187,6 +187,12 @@ class TrainConfig:
     hear_domains: float = 0.5
     """With several domains, share of the steps in which a random part of them takes part in examples of other modes,
     without being updated, so that the model can do with and without any of them."""
+    auxiliary_spread: float | None = None
+    """Share of the steps in which what is labelled for a domain updates everything that is retained or joint as well
+    (GRAM); by default 0.5 for the method gram, 0 for others."""
+    core_robustness: float | None = None
+    """Share of the steps in which what is unlabeled is trained as retain, without the forget units (GRAM); by default
+    0.5 for the method gram, 0 for others."""
     mixing: Literal["example", "step", "step_draw"] = "example"
     """`example` mixes modes within every step; `step` gives each step one mode; `step_draw` gives each step one
     category and draws its label for the whole step (the paper's code)."""
@@ -207,8 +213,9 @@ class TrainConfig:
         )
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
-        if not 0 <= self.hear_domains <= 1:
-            raise ConfigError(f"train.hear_domains={self.hear_domains} is no fraction; use 0 to 1")
+        for name in ("hear_domains", "auxiliary_spread", "core_robustness"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} is no fraction; use 0 to 1")
         for name in ("learning_rate", "forget_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be positive")
@@ -268,7 +275,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "sgtm"
-    """none, filter, sgtm (= parameter_masking), gradient_routing, activation_masking, or a parameter_masking_no_*."""
+    """none, filter, sgtm (= parameter_masking), gradient_routing, activation_masking, a parameter_masking_no_*, gram,
+    conditional, token_masking, or unlikelihood."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

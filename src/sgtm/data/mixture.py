@@ -1,6 +1,7 @@
 """Prepared data -> what a run trains and is tested on."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sgtm.config import DOMAINS, Category, ConfigError, DataConfig, LabelConfig, categories, modes
 from sgtm.config import labels as label_names
+from sgtm.data.conditional import Control, with_control_tokens
 from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
+from sgtm.data.token_loss import Masked, Unlikely
 from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, tokenizer_hash
 
-Use = Literal["modes", "filter", "everything"]
+Use = Literal["modes", "filter", "everything", "mask", "unlikelihood", "condition"]
+# (input_ids, label codes of the tokens, document) -> what is read and what is learned of a row; all three by token.
+Treatment = Callable[[NDArray[Any], Codes, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class Rows:
     Args:
         modes: (rows,) mode codes; where tokens have labels, the highest of a row's.
         domains: what category and mode codes stand for (see ``sgtm.config``).
-        labels: (rows,) label codes, where the data comes with labels of documents.
+        labels: (rows,) label codes, where the data comes with labels of documents or ``treat`` needs them.
         token_labels: label code of each of the data's own ``token_labels``, where it comes with labels of tokens.
-        drops_tokens: tokens that are labelled for a domain are no target (a filter of tokens).
+        treat: what a method that trains all rows in one mode makes of a row by its labels.
     """
 
     data: Dataset
@@ -41,7 +46,7 @@ class Rows:
     domains: tuple[str, ...] = DOMAINS
     labels: Codes | None = None
     token_labels: Codes | None = None
-    drops_tokens: bool = False
+    treat: Treatment | None = None
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -51,16 +56,23 @@ class Rows:
         index, mode = key if isinstance(key, tuple) else (key, None if self.modes is None else self.modes[key])
         row = self.data[int(index)]
         example: dict[str, Any] = {"input_ids": np.asarray(row["input_ids"])}
+        if self.treat is not None:
+            document = int(self.documents[index])
+            example = self.treat(example["input_ids"], self._labels_of_tokens(int(index), row), document)
         if mode is None:
             return example
-        if self.token_labels is None:
+        if self.token_labels is None or self.treat is not None:
             return example | {"mode": int(mode)}
-        labels = self.token_labels[np.asarray(row["token_labels"])]
-        if self.drops_tokens:
-            dropped = labels < len(self.domains)
-            return example | {"mode": int(mode), "labels": np.where(dropped, -100, example["input_ids"])}
+        labels = self._labels_of_tokens(int(index), row)
         # A position is trained in the mode of the token that it predicts.
         return example | {"mode": modes_of(np.append(labels[1:], labels[-1:]), self.domains)}
+
+    def _labels_of_tokens(self, index: int, row: dict[str, Any]) -> Codes:
+        if self.token_labels is not None:
+            found: Codes = self.token_labels[np.asarray(row["token_labels"])]
+            return found
+        unlabeled = label_names(self.domains).index(UNLABELED)
+        return np.full(len(row["input_ids"]), unlabeled if self.labels is None else self.labels[index], np.int8)
 
     def select(self, indices: NDArray[np.int64]) -> "Rows":
         """The rows at ``indices``, in that order."""
@@ -112,11 +124,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Both splits and the tokenizer of a prepared set."""
+    """Both splits and the tokenizer of a prepared set; with control tokens, for conditional training."""
 
     train: Rows
     test: Rows
     tokenizer: PreTrainedTokenizerBase
+    control: Control | None = None
 
     @classmethod
     def load(cls, config: DataConfig, domains: tuple[str, ...] = DOMAINS) -> "PreparedData":
@@ -140,13 +153,35 @@ class PreparedData:
             _check_ids(rows, tokenizer, config.path or str(config.parts))
         return cls(train, test, tokenizer)
 
+    def with_control(self, seed: int) -> "PreparedData":
+        """The same data, to be trained on conditionally; ``tokenizer`` knows the control tokens."""
+        tokenizer = with_control_tokens(self.tokenizer)
+        return replace(self, tokenizer=tokenizer, control=Control.of(tokenizer, self.train.domains, seed))
 
-def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple[Rows, dict[str, int]]:
+    def for_removed(self, rows: Rows) -> Rows:
+        """``rows`` as the removed model is given them: of a conditional one, every document is asked to be good."""
+        if self.control is None:
+            return rows
+        return replace(rows, labels=None, token_labels=None, treat=self.control.good)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row of either split, control tokens included."""
+        if self.control is None:
+            return max(self.train.longest, self.test.longest)
+        return max(self.control.longest(rows.data) for rows in (self.train, self.test))
+
+
+def training_rows(
+    rows: Rows, labels: LabelConfig, use: Use, seed: int, control: Control | None = None
+) -> tuple[Rows, dict[str, int]]:
     """Label the training split and choose what a method trains on, and in which mode.
 
     Args:
-        use: ``modes`` trains each row in the mode of its label; ``filter`` drops rows labelled forget and trains the
-            rest in default mode; ``everything`` trains all rows in default mode.
+        use: ``modes`` trains each row in the mode of its label. All others train in default mode: ``filter`` drops
+            what is labelled forget; ``everything`` trains all rows; ``mask`` and ``unlikelihood`` read what is
+            labelled forget but do not learn it, or make it unlikely; ``condition`` gives rows control tokens.
+        control: of ``condition``.
 
     Returns:
         the rows, and how many rows have each "category as label".
@@ -156,9 +191,9 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
             "the data comes with labels of its own, so labels.undiscovered, tpr, fpr, precision and recall have no "
             "meaning; leave them out"
         )
-    everything = np.zeros(len(rows), np.int8)
+    everything, treat = np.zeros(len(rows), np.int8), _treatment(use, rows, control)
     if rows.token_labels is not None:
-        return _with_token_labels(rows, use, everything)
+        return _with_token_labels(rows, use, everything, treat)
     drawn = rows.labels
     if drawn is None:
         drawn = draw_labels(rows.categories, rows.documents, labels, seed, rows.domains)
@@ -170,17 +205,30 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
     labelled = replace(rows, modes=modes_of(drawn, rows.domains) if use == "modes" else everything)
     if use == "filter":
         labelled = labelled.select(np.flatnonzero(drawn >= len(rows.domains)))
+    elif treat is not None:
+        labelled = replace(labelled, labels=drawn, treat=treat)
     return labelled, {name: n for name, n in counts.items() if n}
 
 
-def _with_token_labels(rows: Rows, use: Use, everything: Codes) -> tuple[Rows, dict[str, int]]:
+def _treatment(use: Use, rows: Rows, control: Control | None) -> Treatment | None:
+    """What a method makes of a row by the labels of its tokens."""
+    num_domains = len(rows.domains)
+    if use == "condition":
+        assert control is not None
+        return control
+    if use == "unlikelihood":
+        return Unlikely(num_domains)
+    return Masked(num_domains) if use in ("mask", "filter") else None
+
+
+def _with_token_labels(rows: Rows, use: Use, everything: Codes, treat: Treatment | None) -> tuple[Rows, dict[str, int]]:
     codes, starts = _token_codes(rows)
     names = label_names(rows.domains)
     counts = {f"tokens as {names[k]}": int(n) for k, n in enumerate(np.bincount(codes, minlength=len(names))) if n}
     if use == "everything":
         return replace(rows, modes=everything, token_labels=None), counts
-    if use == "filter":
-        return replace(rows, modes=everything, drops_tokens=True), counts
+    if treat is not None:
+        return replace(rows, modes=everything, treat=treat), counts
     return replace(rows, modes=np.maximum.reduceat(modes_of(codes, rows.domains), starts)), counts
 
 
@@ -205,7 +253,7 @@ def _token_codes(rows: Rows) -> tuple[Codes, NDArray[np.int64]]:
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Rows padded on the right to the longest: ``input_ids`` and ``labels`` (batch, seq), ``mode`` (batch,) or, where
-    an example has one for each position, (batch, seq).
+    an example has one for each position, (batch, seq); ``unlikely`` (batch, seq) where examples have it.
 
     Labels are -100 at padding, which is told by its place and not by its token: end-of-text is trained on. A causal
     model never sees what stands to the right, so no attention mask is needed.
@@ -217,6 +265,10 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         input_ids[i, :length] = torch.as_tensor(example["input_ids"])
         labels[i, :length] = torch.as_tensor(example.get("labels", example["input_ids"]))
     batch = {"input_ids": input_ids, "labels": labels}
+    if "unlikely" in examples[0]:
+        batch["unlikely"] = torch.zeros_like(input_ids, dtype=torch.bool)
+        for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+            batch["unlikely"][i, :length] = torch.as_tensor(example["unlikely"])
     if "mode" not in examples[0]:
         return batch
     if np.ndim(examples[0]["mode"]) == 0:
@@ -232,6 +284,10 @@ def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.f
     """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
     if rows.labels is not None or rows.token_labels is not None:
         raise ConfigError("train.mixing=step_draw draws labels, and the data comes with its own; use example or step")
+    if use not in ("modes", "filter", "everything"):
+        raise ConfigError(
+            "train.mixing=step_draw labels whole steps, and this method needs the labels of rows; use example"
+        )
     known, num_domains = modes(rows.domains), len(rows.domains)
     num_categories = len(categories(rows.domains))
     is_forget = np.arange(num_categories) < num_domains

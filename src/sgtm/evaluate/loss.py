@@ -1,6 +1,6 @@
 """Losses in nats per token: sums over tokens, never means of means."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,21 +78,24 @@ def evaluate_categories(
     bias: Tensor | None,
     batch_size: int,
     without: Sequence[str] = (),
+    for_removed: Callable[[Rows], Rows] | None = None,
 ) -> dict[tuple[Category, Variant], Loss]:
     """Losses of every category for the intact and ablated model and, with a ``bias``, the calibrated one.
 
     ``without`` names the domains that the ablated model is without; all by default.
 
-    A model without forget units (``sgtm=None``) is its own ablated model.
+    A model without forget units (``sgtm=None``) is its own ablated model, unless it is given rows in another way
+    (``for_removed``: conditional training).
     """
     losses: dict[tuple[Category, Variant], Loss] = {}
     for category, of_category in rows.items():
         intact = evaluate_loss(model, of_category, batch_size=batch_size)
         losses[category, "intact"] = losses[category, "ablated"] = intact
-        if sgtm is not None:
-            losses[category, "ablated"] = evaluate_loss(model, of_category, sgtm, None, batch_size, without)
+        given = of_category if for_removed is None else for_removed(of_category)
+        if sgtm is not None or given is not of_category:
+            losses[category, "ablated"] = evaluate_loss(model, given, sgtm, None, batch_size, without)
         if bias is not None:
-            losses[category, "calibrated"] = evaluate_loss(model, of_category, sgtm, bias, batch_size, without)
+            losses[category, "calibrated"] = evaluate_loss(model, given, sgtm, bias, batch_size, without)
     return losses
 
 
@@ -123,9 +126,14 @@ def batches(model: PreTrainedModel, rows: Rows, batch_size: int) -> Iterator[tup
     while start < len(order):
         fits = max(1, _MAX_LOGITS // (int(lengths[order[start]]) * vocab_size))
         size = min(batch_size, fits)
-        batch = collate([{"input_ids": rows[int(i)]["input_ids"]} for i in order[start : start + size]])
+        batch = collate([_read(rows[int(i)]) for i in order[start : start + size]])
         yield batch["input_ids"].to(parameter.device), batch["labels"].to(parameter.device)
         start += size
+
+
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what concerns training alone."""
+    return {key: row[key] for key in ("input_ids", "labels") if key in row}
 
 
 def _sum_of_losses(logits: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:

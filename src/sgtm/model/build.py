@@ -16,22 +16,33 @@ from sgtm.model.surgery import expand
 
 
 def build_model(
-    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase | None
+    config: ModelConfig,
+    partition: PartitionConfig,
+    strategy: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    new_tokens: int = 0,
+    positions: int = 0,
 ) -> tuple[PreTrainedModel, SGTM | None]:
     """A model with random weights (seed torch first), or a trained one, and its masking; None without a ``strategy``.
 
     Models are stock Hugging Face ones, except that ``head_bias`` and ``init: paper`` need the GPT-Neo classes.
     Without a ``tokenizer`` the vocabulary is the family's own.
 
+    Args:
+        new_tokens: the last entries of the tokenizer that a trained model cannot know: its vocabulary grows by them.
+        positions: a new model has at least as many.
+
     Raises:
         ConfigError: an unknown family or key, no such checkpoint, a vocabulary that does not fit the tokenizer, or
             units that the model does not have.
     """
     if config.from_pretrained is not None:
-        return _build_pretrained(config, partition, strategy, tokenizer)
+        return _build_pretrained(config, partition, strategy, tokenizer, new_tokens)
     if config.init == "paper" and not config.head_bias:
         raise ConfigError("model.init=paper is the paper's model, whose head has a bias; set head_bias: true as well")
     hf_config = _hf_config(config, tokenizer)
+    if positions > getattr(hf_config, "max_position_embeddings", positions):
+        hf_config.max_position_embeddings = positions
     try:
         return _build(hf_config, config, partition, strategy)
     except (ValueError, StrictDataclassError) as error:
@@ -47,7 +58,11 @@ def _build(
 
 
 def _build_pretrained(
-    config: ModelConfig, partition: PartitionConfig, strategy: str | None, tokenizer: PreTrainedTokenizerBase | None
+    config: ModelConfig,
+    partition: PartitionConfig,
+    strategy: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    new_tokens: int,
 ) -> tuple[PreTrainedModel, SGTM | None]:
     if config.config or config.head_bias or config.init == "paper":
         raise ConfigError("model.from_pretrained is a whole model; leave out model.config, head_bias and init")
@@ -58,11 +73,13 @@ def _build_pretrained(
         raise ConfigError(
             f"model.from_pretrained={config.from_pretrained} is no checkpoint: {str(error).splitlines()[0]}"
         ) from error
-    if tokenizer is not None and model.config.vocab_size < len(tokenizer):
+    if tokenizer is not None and model.config.vocab_size < len(tokenizer) - new_tokens:
         raise ConfigError(
             f"{config.from_pretrained} has {model.config.vocab_size} vocabulary entries and the data's tokenizer "
-            f"{len(tokenizer)}; prepare the data with the checkpoint's own tokenizer"
+            f"{len(tokenizer) - new_tokens}; prepare the data with the checkpoint's own tokenizer"
         )
+    if tokenizer is not None and new_tokens and model.config.vocab_size < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         return _masked(model, config, partition, strategy)
     except ValueError as error:

@@ -164,6 +164,19 @@ class SGTM:
         finally:
             self._heard = before
 
+    @contextmanager
+    def spreading(self) -> Iterator[None]:
+        """Let batches of a domain update all that retain batches may, as well as the domain's own units.
+
+        (GRAM's auxiliary spread, arXiv:2607.08077; what the strategy does to activations stays.)
+        """
+        before = self.frozen, self.frozen_joint
+        self.frozen, self.frozen_joint = (), ()
+        try:
+            yield
+        finally:
+            self.frozen, self.frozen_joint = before
+
     @torch.no_grad()
     def mask_gradients(self, mode: Mode) -> None:
         """Zero the gradients that a batch of ``mode`` may not change; ``batch`` does it by itself.

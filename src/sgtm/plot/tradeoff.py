@@ -15,6 +15,10 @@ COLORS = {
     "gradient_routing": "#d55e00",
     "activation_masking": "#cc79a7",
     "sgtm": "#009e73",
+    "gram": "#44aa99",
+    "conditional": "#882255",
+    "token_masking": "#332288",
+    "unlikelihood": "#999933",
 }
 _OTHER = "#b8860b"
 MEAN = "mean"  # of all domains' losses

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from sgtm.config import ConfigError, RunConfig
 from sgtm.data.labels import error_rates
 from sgtm.data.mixture import PreparedData, Rows
-from sgtm.model.build import build_model
-from sgtm.train.run import Method, check_context, method_of, training_arguments
+from sgtm.train.run import Method, check_context, data_of, method_of, new_model, training_arguments
 from sgtm.train.states import duration, is_complete
 from sgtm.train.sweep import Point
 
@@ -60,7 +59,7 @@ class Estimator:
             training_arguments(config, point.folder)
             data = self._data(config)
             found = data if isinstance(data, PreparedData) else None
-            model = self._model(config, method, found)
+            model = self._model(config, found)
             if found is None:
                 return _without_data(config, model, str(data))
             check_context(model, found)
@@ -70,23 +69,22 @@ class Estimator:
         return Cost(model.num_parameters(), round(config.train.steps * config.train.batch_size * per_row))
 
     def _data(self, config: RunConfig) -> PreparedData | ConfigError:
-        key = _key(config.data, config.partition.names)
+        key = _key(config.data, config.partition.names, method_of(config).use == "condition")
         if key not in self.data:
             try:
-                self.data[key] = PreparedData.load(config.data, config.partition.names)
+                self.data[key] = data_of(config)
             except ConfigError as error:
                 if self.needs_data:
                     raise
                 self.data[key] = error
         return self.data[key]
 
-    def _model(self, config: RunConfig, method: Method, data: PreparedData | None) -> PreTrainedModel:
+    def _model(self, config: RunConfig, data: PreparedData | None) -> PreTrainedModel:
         """The model without its weights."""
-        key = _key(config.model, config.partition, method.strategy, config.data)
+        key = _key(config.model, config.partition, config.method, config.data)
         if key not in self.models:
-            tokenizer = data.tokenizer if data else None
             with torch.device("meta" if config.model.from_pretrained is None else "cpu"):
-                self.models[key], _ = build_model(config.model, config.partition, method.strategy, tokenizer)
+                self.models[key], _ = new_model(config, data)
         return self.models[key]
 
 

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from sgtm.config import Category, ConfigError, RunConfig, dump, load
+from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, dump, load
+from sgtm.data.conditional import GOOD
 from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
@@ -31,6 +32,7 @@ from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
+from sgtm.train import gram
 from sgtm.train.optimizer import muon
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
@@ -58,17 +60,30 @@ _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FI
 
 @dataclass(frozen=True)
 class Method:
-    """How a method uses the labels, and the strategy under which it masks."""
+    """How a method uses the labels, and the strategy under which it masks.
+
+    Args:
+        joint: joint parameters that batches of a domain leave alone, besides those of ``partition.joint``.
+        auxiliary_spread, core_robustness: see ``TrainConfig``, which has the last word.
+    """
 
     use: Use
     strategy: str | None = None
+    joint: tuple[str, ...] = ()
+    auxiliary_spread: float = 0.0
+    core_robustness: float = 0.0
 
 
 METHODS = {
     "none": Method("everything"),
     "filter": Method("filter"),
+    "token_masking": Method("mask"),  # SLUNG, arXiv:2505.03052: sgtm.data.token_loss
+    "unlikelihood": Method("unlikelihood"),
+    "conditional": Method("condition"),  # arXiv:2302.08582: sgtm.data.conditional
     "sgtm": Method("modes", "parameter_masking"),
     **{name: Method("modes", name) for name in STRATEGIES},
+    # arXiv:2607.08077: sgtm.train.gram
+    "gram": Method("modes", "parameter_masking", ("*",), gram.AUXILIARY_SPREAD, gram.CORE_ROBUSTNESS),
 }
 
 
@@ -96,10 +111,10 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     method = method_of(config)
     checkpoint = _open_folder(config, folder, resume)
     tune_malloc()
-    data = PreparedData.load(config.data, config.partition.names)
-    rows, sampler, counts = _labelled(config, method, data.train)
+    data = data_of(config)
+    rows, sampler, counts = _labelled(config, method, data)
     set_seed(config.seed)
-    model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
+    model, sgtm = new_model(config, data)
     check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
     t, arguments = config.train, training_arguments(config, folder)
@@ -110,6 +125,8 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         t.update,
         t.forget_lr_scale,
         t.hear_domains,
+        _share(t.auxiliary_spread, method.auxiliary_spread),
+        _share(t.core_robustness, method.core_robustness),
         sampler=sampler,
         optimizer_cls_and_kwargs=muon(model, t.learning_rate, (t.beta1, t.beta2)) if t.optimizer == "muon" else None,
         train_dataset=rows,
@@ -125,6 +142,14 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         save_model(model, data.tokenizer, folder / "model")
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
+
+
+def new_model(config: RunConfig, data: PreparedData | None) -> tuple[PreTrainedModel, SGTM | None]:
+    """The run's model before its first step, and its masking; without data, with the family's own vocabulary."""
+    strategy, partition = method_of(config).strategy, _partition_of_method(config)
+    if data is None or data.control is None:
+        return build_model(config.model, partition, strategy, data.tokenizer if data else None)
+    return build_model(config.model, partition, strategy, data.tokenizer, new_tokens=2, positions=data.longest)
 
 
 def load_run(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
@@ -155,7 +180,7 @@ def load_model(config: RunConfig, path: Path) -> tuple[PreTrainedModel, SGTM | N
         return model, None
     if isinstance(model, GPTNeoForCausalLMSGTM):
         return model, model.sgtm
-    return model, mask(model, config.partition, strategy)
+    return model, mask(model, _partition_of_method(config), strategy)
 
 
 def _load_on_device(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | None]:
@@ -180,8 +205,7 @@ def evaluate_run(
     if without:
         _check_domains(folder, sgtm, without)
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
-    data = PreparedData.load(config.data, config.partition.names)
-    return Evaluation(config, model, sgtm, data, without)(config.train.steps)
+    return Evaluation(config, model, sgtm, data_of(config), without)(config.train.steps)
 
 
 def ablation_matrix_of_run(
@@ -191,7 +215,7 @@ def ablation_matrix_of_run(
     config, model, sgtm = _load_on_device(folder)
     sgtm = _check_domains(folder, sgtm, ())
     config = replace(config, evaluate=replace(config.evaluate, rows=rows))
-    test = _test_rows(config, PreparedData.load(config.data, config.partition.names))
+    test = _test_rows(config, data_of(config))
     with _autocast(config, model):
         return ablation_matrix(sgtm, test, batch_size)
 
@@ -235,15 +259,21 @@ def _card_losses(
 
 def _check_domains(folder: Path, sgtm: SGTM | None, without: Sequence[str]) -> SGTM:
     if sgtm is None:
+        method = load(folder / "config.yaml").method
+        asked = f"; begin each text with its token {GOOD}" if METHODS[method].use == "condition" else ""
         raise ConfigError(
-            f"{folder} has no forget units to remove (method none or filter); its model/ is stock already"
+            f"{folder} has no forget units to remove (method {method}); its model/ is stock already{asked}"
         )
     sgtm.partition.select_domains(without)
     return sgtm
 
 
 class Evaluation:
-    """Losses of the test split, and a calibration of the final model."""
+    """Losses of the test split, and a calibration of the final model.
+
+    The intact model of conditional training is given plain text, the ablated and the calibrated one text that is asked
+    to be good. Their losses are means over the same tokens.
+    """
 
     def __init__(
         self,
@@ -255,7 +285,9 @@ class Evaluation:
     ) -> None:
         self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
         self.test = _test_rows(config, data)
-        self.train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
+        self.for_removed = data.for_removed
+        train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
+        self.train = {c: data.for_removed(found) for c, found in train.items()}
         self.bias: Tensor | None = None
         self.losses: dict[tuple[Category, Variant], Loss] = {}
 
@@ -266,7 +298,9 @@ class Evaluation:
             if step >= c.train.steps or c.calibrate.every_evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
-            self.losses = evaluate_categories(self.model, self.test, self.sgtm, self.bias, size, self.without)
+            self.losses = evaluate_categories(
+                self.model, self.test, self.sgtm, self.bias, size, self.without, self.for_removed
+            )
         return self.losses
 
 
@@ -292,13 +326,38 @@ def method_of(config: RunConfig) -> Method:
     """The row of ``METHODS`` that the configuration names.
 
     Raises:
-        ConfigError: no such method (the nearest is named).
+        ConfigError: no such method (the nearest is named), or settings that contradict it.
     """
     if config.method not in METHODS:
         near = get_close_matches(config.method, METHODS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"method={config.method!r} is none of {sorted(METHODS)}{hint}")
-    return METHODS[config.method]
+    method = METHODS[config.method]
+    if config.method == "gram":
+        gram.check(config)
+    for name in ("auxiliary_spread", "core_robustness"):
+        if method.strategy is None and getattr(config.train, name):
+            raise ConfigError(
+                f"train.{name}={getattr(config.train, name)} is about forget units, and method={config.method} has "
+                "none; leave it out"
+            )
+    return method
+
+
+def _partition_of_method(config: RunConfig) -> PartitionConfig:
+    """The partition, with what the method itself adds to it."""
+    joint = [*config.partition.joint, *method_of(config).joint]
+    return replace(config.partition, joint=joint)
+
+
+def data_of(config: RunConfig) -> PreparedData:
+    """The prepared data, with control tokens if the method has them."""
+    data = PreparedData.load(config.data, config.partition.names)
+    return data.with_control(config.seed) if method_of(config).use == "condition" else data
+
+
+def _share(configured: float | None, of_method: float) -> float:
+    return of_method if configured is None else configured
 
 
 def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
@@ -351,10 +410,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 def check_context(model: PreTrainedModel, data: PreparedData) -> None:
     """Raise a ConfigError if ``data`` has rows that are longer than ``model`` has positions."""
-    longest, context = max(data.train.longest, data.test.longest), model.config.max_position_embeddings
+    longest, context = data.longest, model.config.max_position_embeddings
     if longest > context:
+        tokens = "tokens" if data.control is None else "tokens, control tokens included,"
         raise ConfigError(
-            f"the data has rows of {longest} tokens and the model only {context} positions; prepare the data with "
+            f"the data has rows of {longest} {tokens} and the model only {context} positions; prepare the data with "
             f"--context {context}, or set model.config.max_position_embeddings"
         )
 
@@ -370,13 +430,15 @@ def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int |
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
 
 
-def _labelled(config: RunConfig, method: Method, rows: Rows) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
+def _labelled(
+    config: RunConfig, method: Method, data: PreparedData
+) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
     """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
-    t = config.train
+    t, rows = config.train, data.train
     if t.mixing == "step_draw":
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
-    labelled, labels = training_rows(rows, config.labels, method.use, config.seed)
+    labelled, labels = training_rows(rows, config.labels, method.use, config.seed, data.control)
     assert labelled.modes is not None
     sampler = ModeSampler(labelled.modes, t.batch_size, t.mixing, config.seed)
     return labelled, sampler, {"rows": labels, "modes": count_modes(labelled)}

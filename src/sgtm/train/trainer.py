@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,8 +18,9 @@ from sgtm.data.mixture import Rows, collate
 from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
+from sgtm.train.unlikelihood import selective_loss
 
-_HEARD_STREAM = 4  # keeps its random numbers apart from those of other uses of the seed
+_HEARD_STREAM, _SPREAD_STREAM, _ROBUST_STREAM = 4, 6, 7  # keep random numbers of one seed apart
 Update = Literal["gradient", "strict", "per_block"]
 # Written in torch operations, which know strides; all others get contiguous parts.
 _KNOW_STRIDES = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
@@ -43,6 +45,9 @@ class SGTMTrainer(Trainer):
         hear_domains: with several domains, the share of steps in which a random part of them takes part in retain
             examples and in those of other domains, without being updated by them (``SGTM.hearing``), so that the
             model can do with and without any of them.
+        auxiliary_spread: the share of steps in which batches of a domain update all that retain batches may as well.
+        core_robustness: the share of steps in which what is in default mode is trained in retain mode (both: GRAM,
+            see ``sgtm.train.gram``).
         sampler: order of the training rows; by default modes are mixed within every step.
         (all other arguments): as in ``transformers.Trainer``.
 
@@ -59,11 +64,13 @@ class SGTMTrainer(Trainer):
         update: Update = "gradient",
         forget_lr_scale: float = 1.0,
         hear_domains: float = 0.5,
+        auxiliary_spread: float = 0.0,
+        core_robustness: float = 0.0,
         sampler: Sampler[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.sgtm, self.update, self.forget_lr_scale, self.sampler = sgtm, update, forget_lr_scale, sampler
-        self.hear_domains = hear_domains
+        self.hear_domains, self.auxiliary_spread, self.core_robustness = hear_domains, auxiliary_spread, core_robustness
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
         self._block_norm = torch.zeros(())
@@ -78,8 +85,9 @@ class SGTMTrainer(Trainer):
             )
         if update not in get_args(Update):
             raise ConfigError(f"update={update!r} is none of {list(get_args(Update))}")
-        if not 0 <= hear_domains <= 1:
-            raise ConfigError(f"hear_domains={hear_domains} is no fraction; use 0 to 1")
+        for name in ("hear_domains", "auxiliary_spread", "core_robustness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is no fraction; use 0 to 1")
         if sgtm is not None:
             self._check(model, sgtm)
         self.add_callback(_SetEpoch(self))
@@ -162,13 +170,36 @@ class SGTMTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if mode is None:
             raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
-        if mode.ndim > 1:
-            loss = self._train_positions(model, inputs, mode, num_items_in_batch)
+        train = self._train_positions if mode.ndim > 1 else self._train_examples
+        if self._is_drawn(self.core_robustness, _ROBUST_STREAM):
+            mode = mode.where(mode != MODES.index("default"), MODES.index("retain"))
+        if self._is_drawn(self.auxiliary_spread, _SPREAD_STREAM):
+            if bool((mode > MODES.index("retain")).any()):
+                self._step_modes.add("retain")  # these batches may update what a retain batch may
+            with self.sgtm.spreading():
+                loss = train(model, inputs, mode, num_items_in_batch)
         else:
-            loss = self._train_examples(model, inputs, mode, num_items_in_batch)
+            loss = train(model, inputs, mode, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._finish_gradients()
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's own loss or, in a batch with ``unlikely`` (batch, seq), ``selective_loss``."""
+        unlikely = inputs.pop("unlikely", None)
+        if unlikely is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ConfigError("a batch with `unlikely` tokens has a loss of its own; leave out compute_loss_func")
+        self.compute_loss_func = partial(selective_loss, unlikely=unlikely)
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self.compute_loss_func = None
+
+    def _is_drawn(self, share: float, stream: int) -> bool:
+        """Whether this step is one of a ``share`` of all, by seed and step alone."""
+        return share > 0 and np.random.default_rng((self.args.seed, stream, self.state.global_step)).random() < share
 
     def _train_positions(
         self, model: nn.Module, inputs: dict[str, Any], mode: Tensor, num_items_in_batch: Tensor | int | None
