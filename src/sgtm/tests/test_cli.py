@@ -1,9 +1,9 @@
 """The commands, as they are typed."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -38,18 +38,16 @@ def test_every_command_explains_itself(command, capsys):
 
 
 def test_help_is_quick():
-    """Under half a second, but for what starting Python itself takes on this machine."""
-    program = [sys.executable, "-c", "from sgtm.cli import main; main(['--help'])"]
-    bare = [sys.executable, "-c", "pass"]
-    seconds = {}
-    for name, words in (("help", program), ("bare", bare)):
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run(words, check=True, capture_output=True)
-            times.append(time.perf_counter() - start)
-        seconds[name] = min(times)
-    assert seconds["help"] - seconds["bare"] < 0.5
+    """Under half a second of the processor; the clock on the wall also counts what else the machine does."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-c", "from sgtm.cli import main; main(['--help'])"], check=True, capture_output=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5
 
 
 def test_data_train_evaluate_export_plot(tmp_path, capsys, monkeypatch):
