@@ -1,10 +1,11 @@
-"""Reading ``metrics.jsonl``, without torch."""
+"""Reading record files (JSON, one object a line), without torch."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
+LEAKAGE = "leakage.jsonl"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

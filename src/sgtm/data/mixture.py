@@ -81,6 +81,14 @@ class Rows:
         return self.select(found)
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row."""
+        whole = np.concatenate([pc.list_value_length(c).to_numpy() for c in self._chunks])
+        selected = self.data._indices  # a selection keeps its indices beside the whole split
+        lengths: NDArray[np.int64] = whole if selected is None else whole[selected.column(0).to_numpy()]
+        return lengths.astype(np.int64)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(pc.max(pc.list_value_length(c)).as_py() or 0 for c in self._chunks)

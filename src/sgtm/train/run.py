@@ -93,7 +93,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     checkpoint = _open_folder(config, folder, resume)
     tune_malloc()
     data = PreparedData.load(config.data, config.partition.names)
-    rows, sampler, counts = _labelled(config, method, data.train)
+    rows, sampler, counts = labelled_rows(config, method, data.train)
     set_seed(config.seed)
     model, sgtm = build_model(config.model, config.partition, method.strategy, data.tokenizer)
     _check_context(model, data)
@@ -337,9 +337,13 @@ def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int |
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
 
 
-def _labelled(config: RunConfig, method: Method, rows: Rows) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
+def labelled_rows(
+    config: RunConfig, method: Method, rows: Rows
+) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
     """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
     t = config.train
+    if not config.labels.own:
+        rows = replace(rows, labels=None, token_labels=None)
     if t.mixing == "step_draw":
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
