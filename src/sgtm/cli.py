@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -437,6 +437,73 @@ def data_translate(arguments: Arguments) -> None:
     print(run(command.source, command.split, command.translate))
 
 
+def leakage(arguments: Arguments) -> None:
+    """Leakage of runs: the forget data they learned from, in tokens of ordinary models, which it trains or reuses."""
+
+    def command(
+        runs: tyro.conf.Positional[list[Path]],
+        references: Path | None = None,
+        shares: list[float] | None = None,
+        interpolation: Literal["linear", "log"] = "linear",
+        bootstrap: int = 1000,
+        dry_run: bool = False,
+        out: Path | None = None,
+    ) -> None:
+        """Leakage of runs: the forget data they learned from, in tokens of ordinary models, which it trains or reuses.
+
+        Args:
+            runs: folders of finished runs; those that differ by their seed alone are measured together.
+            references: folder of the ordinary models; by default references/ beside the runs.
+            shares: of the forget data that ordinary models see, one each; by default 0, 1/1024, 1/512, ..., 1.
+            interpolation: of the loss between neighbours, in forget tokens or in their logarithm.
+            bootstrap: draws of the seeds, for the 95 % interval.
+            dry_run: say what would be trained, and stop.
+            out: the records to write, for `sgtm plot leakage`; by default leakage.jsonl beside the runs.
+        """
+        from sgtm.records import LEAKAGE
+        from sgtm.train.leakage import measure, write_records
+        from sgtm.train.references import SHARES, beside, plan_references, train_missing
+        from sgtm.train.summary import print_plan
+
+        plan = plan_references(runs, references, SHARES if shares is None else shares)
+        print_plan(plan)
+        if dry_run:
+            return
+        train_missing(plan)
+        records = measure(plan, interpolation, bootstrap)
+        write_records(records, out := out or beside(runs) / LEAKAGE)
+        _print_leakage(records)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm leakage", args=arguments)
+
+
+def _print_leakage(records: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    from sgtm.plot.leakage import leakage_table
+
+    Console(width=max(140, Console().width)).print(leakage_table(records))
+
+
+def plot_leakage(arguments: Arguments) -> None:
+    """Leakage against the undiscovered share, in tokens, and by model size."""
+
+    def command(runs: tyro.conf.Positional[list[Path]], out: Path = Path("leakage.png")) -> None:
+        """Leakage against the undiscovered share, in tokens, and by model size.
+
+        Args:
+            runs: what `sgtm leakage` measured: run folders, the folder that holds them, or leakage.jsonl files.
+            out: the picture to write (png, pdf, svg).
+        """
+        from sgtm.plot.leakage import leakage, read_leakage
+
+        leakage(read_leakage(runs), out)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot leakage", args=arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
@@ -449,10 +516,12 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "export": export,
     "sweep": sweep,
     "gradients": gradients,
+    "leakage": leakage,
     "plot tradeoff": plot_tradeoff,
     "plot undiscovered": plot_undiscovered,
     "plot grid": plot_grid,
     "plot gradient-norms": plot_gradient_norms,
+    "plot leakage": plot_leakage,
     "env": env,
 }
 

@@ -91,6 +91,8 @@ class LabelConfig:
     """The same as tpr."""
     retain_fraction: float = 0.25
     """Share of non-forget documents labelled retain."""
+    own: bool = True
+    """Use the labels that the data comes with, if it does; false draws all labels instead."""
 
     @property
     def is_noisy(self) -> bool:

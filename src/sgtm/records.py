@@ -6,6 +6,7 @@ from typing import Any
 
 METRICS = "metrics.jsonl"
 GRADIENTS = "gradients.jsonl"
+LEAKAGE = "leakage.jsonl"
 RECORD = ("step", "tokens", "flops", "split", "category", "variant", "loss", "num_tokens")
 RESULTS = "results.parquet"  # the records of all runs of a sweep
 CONFIGS = "configs"  # in the metadata of that file: the runs' configurations by name, as JSON

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, dump, load
-from sgtm.data.conditional import GOOD
+from sgtm.data.conditional import GOOD, Control
 from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
@@ -112,7 +112,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     checkpoint = _open_folder(config, folder, resume)
     tune_malloc()
     data = data_of(config)
-    rows, sampler, counts = _labelled(config, method, data)
+    rows, sampler, counts = labelled_rows(config, method, data.train, data.control)
     set_seed(config.seed)
     model, sgtm = new_model(config, data)
     check_context(model, data)
@@ -430,15 +430,17 @@ def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int |
     return replace(arguments, per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
 
 
-def _labelled(
-    config: RunConfig, method: Method, data: PreparedData
+def labelled_rows(
+    config: RunConfig, method: Method, rows: Rows, control: Control | None = None
 ) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
     """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
-    t, rows = config.train, data.train
+    t = config.train
+    if not config.labels.own:
+        rows = replace(rows, labels=None, token_labels=None)
     if t.mixing == "step_draw":
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}
-    labelled, labels = training_rows(rows, config.labels, method.use, config.seed, data.control)
+    labelled, labels = training_rows(rows, config.labels, method.use, config.seed, control)
     assert labelled.modes is not None
     sampler = ModeSampler(labelled.modes, t.batch_size, t.mixing, config.seed)
     return labelled, sampler, {"rows": labels, "modes": count_modes(labelled)}

@@ -9,6 +9,7 @@ from rich.table import Table
 from sgtm.config import Category
 from sgtm.evaluate.gradients import median_interval
 from sgtm.evaluate.loss import Loss, Variant
+from sgtm.train.references import Plan
 
 VARIANTS: tuple[Variant, ...] = ("intact", "ablated", "calibrated")
 Losses = Mapping[tuple[Category, Variant], Loss]
@@ -78,6 +79,29 @@ def _median(values: list[float | None], form: str) -> str:
         return "undefined"
     median, low, high = (form.format(v) for v in median_interval(defined))
     return f"{median} ({low}, {high})"
+
+
+def print_plan(plan: Plan) -> None:
+    """The ordinary models of a leakage measurement: which there are, and which are still to be trained."""
+    table = Table(title="ordinary models", title_justify="left")
+    for header in ("folder", "undiscovered", "seed", "steps", "retain tokens", "forget tokens", ""):
+        table.add_column(header, justify="left" if header in ("folder", "") else "right", overflow="fold")
+    for m in plan.models:
+        forget = sum(m.seen.undiscovered(domain) for domain in m.seen.domains)
+        state = "there" if m.is_finished else "to be trained"
+        numbers = (
+            f"{m.share:.4g}",
+            str(m.config.seed),
+            f"{m.config.train.steps:,}",
+            f"{m.seen.retain:,}",
+            f"{forget:,}",
+        )
+        table.add_row(str(m.folder), *numbers, state)
+    Console(width=max(120, Console().width)).print(table)
+    missing = plan.missing
+    print(
+        f"{len(missing)} of {len(plan.models)} to be trained, on {sum(m.seen.total for m in missing):,} tokens in all"
+    )
 
 
 def _add_rows(table: Table, methods: Mapping[str, Mapping[Any, float]], categories: Iterable[Category]) -> None:

@@ -1,13 +1,16 @@
 """Tiny models and trainers."""
 
 import copy
+import json
 
 import pytest
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, TrainingArguments
 
-from sgtm.config import LabelConfig
+from sgtm.config import LabelConfig, PrepareConfig
 from sgtm.data.mixture import training_rows
+from sgtm.data.texts import texts
+from sgtm.data.tokenize import prepare
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
 from sgtm.train.trainer import SGTMTrainer
@@ -65,3 +68,18 @@ def make_trainer(tmp_path, rows):
         return SGTMTrainer(model, arguments, sgtm, train_dataset=train_dataset, **own)
 
     return make
+
+
+@pytest.fixture
+def labelled_texts(tmp_path):
+    """Texts of two categories in which some spans are labelled forget: labels of tokens."""
+    lines = []
+    for i in range(120):
+        category = ("forget", "retain")[i % 2]
+        text = f"{i} dogs and {i} cats ran {'gene cell virus' if category == 'forget' else 'over the hill'} {i}"
+        spans = [[text.index("gene"), text.index("virus"), "forget"]] if i % 4 == 0 else []
+        lines.append({"text": text, "category": category, "spans": spans})
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source, with_labels = texts(str(tmp_path / "texts.jsonl"))
+    settings = PrepareConfig(tmp_path / "data", "train:300", 16, test_fraction=0.2)
+    return prepare(source, settings, {"source": "test"}, None, with_labels)
