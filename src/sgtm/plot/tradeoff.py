@@ -53,7 +53,8 @@ def _draw(axes: Any, run: RunRecords, variant: str, retain: str) -> tuple[float,
     steps = sorted(x.keys() & y.keys())
     if not steps:
         raise ConfigError(f"{run.folder} has no {variant} losses of {retain} and forget; train it to its end")
-    color = COLORS.get(run.name, COLORS.get(run.config["method"], _OTHER))
+    name = run.name.partition("-")[0]  # in a sweep the seed comes after it
+    color = COLORS.get(name, COLORS.get(run.config["method"], _OTHER))
     xs, ys = [x[s] for s in steps], [y[s] for s in steps]
     axes.plot(xs, ys, color=color, linewidth=1.2, alpha=0.6)
     axes.plot(xs[-1], ys[-1], "o", color=color, markersize=9)
