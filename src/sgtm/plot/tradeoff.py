@@ -85,7 +85,8 @@ def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[
     if not steps:
         wanted = ", ".join((retain, *domains))
         raise ConfigError(f"{run.folder} has no {variant} losses of {wanted}; train it to its end")
-    color = COLORS.get(run.name, COLORS.get(run.config["method"], OTHER))
+    name = run.name.partition("-")[0]  # in a sweep the seed comes after it
+    color = COLORS.get(name, COLORS.get(run.config["method"], OTHER))
     xs, ys = [x[s] for s in steps], [sum(y[s] for y in forgotten) / len(forgotten) for s in steps]
     axes.plot(xs, ys, color=color, linewidth=1.2, alpha=0.6)
     axes.plot(xs[-1], ys[-1], "o", color=color, markersize=9)

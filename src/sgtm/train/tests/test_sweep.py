@@ -14,13 +14,15 @@ import pytest
 import yaml
 
 from sgtm.cli import main
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, DataConfig, PrepareConfig
+from sgtm.data.mixture import PreparedData, training_rows
+from sgtm.data.tokenize import Document, prepare
 from sgtm.plot.records import read_runs
 from sgtm.records import read_records
 from sgtm.train import launch
-from sgtm.train.estimate import Estimator, check
+from sgtm.train.estimate import Estimator, check, tokens_per_row
 from sgtm.train.launch import Job, Slot, run_points, slots, submit
-from sgtm.train.run import train
+from sgtm.train.run import METHODS, train
 from sgtm.train.states import Attempt, collect, lock_log, statuses
 from sgtm.train.sweep import Point, points_of, read_sweep
 from sgtm.train.tests import stand_in
@@ -381,6 +383,25 @@ def test_the_estimate_is_what_a_run_then_records(prepared, tmp_path, changes):
     assert cost.flops == 6 * cost.parameters * cost.tokens
 
 
+def test_a_filter_takes_the_tokens_of_the_rows_that_it_keeps(tmp_path, sentences):
+    def documents():
+        for english, spanish in sentences:
+            yield Document(english, "retain", english)
+            yield Document(english, "forget", spanish * 3)
+
+    how = PrepareConfig(tmp_path / "data", "train:300", 64, test_fraction=0.1)
+    folder = prepare(documents, how, {"source": "test"})
+    rows = PreparedData.load(DataConfig(str(folder))).train
+    for undiscovered in (0.0, 0.3, 1.0):
+        config = config_of(folder, method="filter", labels={"undiscovered": undiscovered})
+        kept, _ = training_rows(rows, config.labels, "filter", 0)
+        expected = float((kept.lengths - 1).mean())
+        assert tokens_per_row(config, METHODS["filter"], rows) == pytest.approx(expected, rel=0.02)
+    whole = (rows.lengths - 1).mean()
+    assert whole == pytest.approx(expected)
+    assert whole > 1.2 * tokens_per_row(config_of(folder, labels={"undiscovered": 0.0}), METHODS["filter"], rows)
+
+
 def test_without_data_it_is_the_most_that_it_can_be(tmp_path):
     config = config_of("no/such/data")
     cost = Estimator(needs_data=False)(Point(tmp_path / "run", config, {}))
@@ -495,11 +516,11 @@ def test_a_killed_sweep_of_real_runs_ends_as_an_unbroken_one(write_sweep, prepar
 
 
 @pytest.mark.slow
-def test_jobs_of_submitit_train(write_sweep, prepared, capsys):
+def test_jobs_of_submitit_train(write_sweep, prepared):
     pytest.importorskip("submitit")
     path = write_sweep(seeds=[0, 1], settings={"data.path": str(prepared)})
-    main(["sweep", str(path), "--slurm", "cluster=local", "timeout_min=5"])
-    assert "2 runs submitted" in capsys.readouterr().out
+    command = [sys.executable, "-m", "sgtm.cli", "sweep", str(path), "--slurm", "cluster=local", "timeout_min=5"]
+    assert "2 runs submitted" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
     wait_until(lambda: set(states(points(path)).values()) == {"complete"}, 240)
 
 
