@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 
 from sgtm.cli import COMMANDS
 from sgtm.config import LabelConfig, RunConfig, dump
+from sgtm.plot.tests.leakage_records import write_leakage_records
 from sgtm.plot.tests.test_gradient_norms import write_gradients
 
 ROOT = Path(__file__).parents[3]
@@ -29,14 +30,14 @@ def notebook(request):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of finished runs: three methods, two undiscovered shares, two seeds; gradients too."""
+    """A folder of finished runs: three methods, two undiscovered shares, two seeds; gradients and leakage too."""
     folder = tmp_path_factory.mktemp("runs")
     for (method, losses), share, seed in product(METHODS.items(), (0.0, 0.1), (0, 1)):
         run = folder / f"{method}-u{share}-seed{seed}"
         if method == "sgtm" and share and seed == 0:
             write_gradients(run)
         write_run(run, method, losses, share, seed)
-    return folder
+    return write_leakage_records(folder)
 
 
 def write_run(folder: Path, method: str, losses: tuple[float, float], share: float, seed: int) -> None:
