@@ -99,8 +99,10 @@ def leakage(
     independently, and repeats that. (The interval of few seeds is short: three have only ten different draws.)
 
     Raises:
-        ConfigError: see ``tokens_to_reach``.
+        ConfigError: fewer than two ordinary models, or a negative number of draws.
     """
+    if num_bootstrap < 0:
+        raise ConfigError(f"bootstrap={num_bootstrap} is no number of draws; use 0 for no interval, or 1000")
 
     def of(chosen_runs: Sequence[Point], chosen_grids: Sequence[Grid]) -> tuple[Estimate, Estimate | None]:
         run = _mean(chosen_runs)

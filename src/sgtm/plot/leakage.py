@@ -149,9 +149,11 @@ def _against_share(axes: Any, records: Sequence[Record]) -> None:
 def _in_tokens(axes: Any, records: Sequence[Record]) -> None:
     """The token-equivalent is there for runs without undiscovered tokens too: they stand on the left edge."""
     seen = [r["undiscovered_tokens"] for r in records if r["undiscovered_tokens"]] or [1.0]
-    axes.set_xscale("symlog", linthresh=min(seen))
     axes.set(yscale="log", xlabel="undiscovered forget tokens", ylabel="as forget tokens of an ordinary model")
-    axes.plot([min(seen), max(seen)], [min(seen), max(seen)], **_FILTER)
+    start = min(seen) / 4  # so that the diagonal is there for a single share too
+    axes.set_xscale("symlog", linthresh=start)
+    diagonal = [start * (max(seen) / start) ** (i / 50) for i in range(51)]
+    axes.plot(diagonal, diagonal, **_FILTER)
     for line in _lines(records, "parameters"):
         _draw(axes, line, [r["undiscovered_tokens"] for r in line.records], "tokens")
 

@@ -132,6 +132,8 @@ def test_the_bootstrap_draws_seeds_of_runs_and_of_grids():
     alike = leakage([runs[0]] * 3, [GRID] * 3, num_bootstrap=50)
     assert alike.tokens_interval == (alike.tokens, alike.tokens)
     assert leakage(runs, same, num_bootstrap=0).tokens_interval is None
+    with pytest.raises(ConfigError, match="use 0 for no interval"):
+        leakage(runs, same, num_bootstrap=-1)
 
 
 def test_an_interval_may_end_outside_the_grid():

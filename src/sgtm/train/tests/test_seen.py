@@ -124,7 +124,8 @@ def test_steps_to_see_as_much_retain_data(prepared, data, share, mixing):
     """No other number of steps comes nearer, across the ends of epochs; and the tokens are those of that run."""
     labels = LabelConfig(undiscovered=share)
     config = replace(config_of(prepared, method="filter", train__mixing=mixing), labels=labels)
-    for wanted in (1, 500, 7000, 21_000, 21_500):
+    end_of_epoch = retain_after(config, data.train, len(data.train) // 8)  # with all forget data
+    for wanted in (1, 500, 7000, 21_000, 21_500, end_of_epoch + 1):
         steps, seen = steps_to_see(config, data.train, wanted)
         around = {n: retain_after(config, data.train, n) for n in (steps - 1, steps, steps + 1) if n}
         assert abs(seen.retain - wanted) == min(abs(retain - wanted) for retain in around.values())
