@@ -16,6 +16,9 @@ once a step, change this:
 So it is ``parameter_masking`` without heads, with every joint parameter masked, per-block updates and the two draws.
 The names are the paper's; which data core robustness is about, and the two values, are our reading of it. With several
 domains ``train.hear_domains`` applies as to every method (docs/decisions/007).
+
+With spread, module and core learn the same text, and the faster one keeps it: a module at a lower rate than the core's
+removes nothing, which is refused.
 """
 
 from sgtm.config import ConfigError, RunConfig
@@ -35,4 +38,10 @@ def check(config: RunConfig) -> None:
     if config.train.update != "per_block":
         raise ConfigError(
             f"method=gram has one optimizer a module, and train.update={config.train.update}; use per_block"
+        )
+    spread, rate = config.train.auxiliary_spread, config.train.forget_lr_scale
+    if rate < 1 and (AUXILIARY_SPREAD if spread is None else spread):
+        raise ConfigError(
+            f"method=gram with train.forget_lr_scale={rate}: in steps with auxiliary spread the core learns labelled "
+            "text too, and faster than a module at a lower rate; use forget_lr_scale: 1, or auxiliary_spread: 0"
         )

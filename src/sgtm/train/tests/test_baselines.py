@@ -143,6 +143,7 @@ def test_gram_masks_the_whole_core_and_takes_its_probabilities(prepared, tmp_pat
             {"partition": {"domains": {"forget": {"heads": 1, "neurons": 2}}}, "train__update": "per_block"},
             "forget has heads=1",
         ),
+        ({**GRAM, "train__forget_lr_scale": 0.1}, "use forget_lr_scale: 1, or auxiliary_spread: 0"),
         ({"method": "filter", "train__auxiliary_spread": 0.5}, "method=filter has none; leave it out"),
         ({"train__core_robustness": 1.5}, "is no fraction"),
         ({"method": "unlikelyhood"}, "did you mean 'unlikelihood'"),

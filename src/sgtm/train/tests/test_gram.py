@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sgtm import SGTM, Partition, SGTMTrainer, Units
 from sgtm.data.mixture import collate
 from sgtm.train.tests.conftest import tiny_model
+from sgtm.train.tests.test_ablation_matrix import DOMAINS, LENGTH, SYMBOLS, matrix_of, sequences
 from sgtm.train.tests.test_trainer import first_gradients
 
 BIOLOGY, CYBER, RETAIN, DEFAULT = 2, 3, 1, 0
@@ -121,3 +123,39 @@ def test_each_module_is_clipped_by_its_own_norm(modular):
     assert {o: n.item() for o, n in norms.items()} == {
         owner: pytest.approx(1e-3, rel=1e-2) for owner in (*CORE, "biology", "cyber")
     }
+
+
+@pytest.mark.slow
+def test_modules_hold_what_the_core_does_not(make_trainer):
+    """Three rules over an alphabet, each in a module; half of what is retained is unlabeled."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randint(1 + len(DOMAINS), (48 * 250,), generator=generator)
+    unlabeled = torch.rand(len(kinds), generator=generator) < 0.5
+    modes = torch.where(kinds > 0, kinds + 1, torch.where(unlabeled, 0, 1))  # default, retain, the domains
+    rows = [{"input_ids": i, "mode": int(m)} for i, m in zip(sequences(kinds, generator), modes, strict=True)]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=SYMBOLS + 1 + len(DOMAINS),
+            hidden_size=48,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            max_position_embeddings=LENGTH,
+        )
+    )
+    sgtm = SGTM(Partition.of(model, domains=dict.fromkeys(DOMAINS, Units(neurons=32))), joint=["*"])
+    settings = {
+        "max_steps": 250,
+        "per_device_train_batch_size": 48,
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "constant",
+    }
+    arguments = make_trainer(strategy=None, **settings).args
+    shares = {"hear_domains": 0.5, "auxiliary_spread": 0.25, "core_robustness": 0.5}
+    SGTMTrainer(model, arguments, sgtm, "per_block", **shares, train_dataset=rows).train()
+    matrix = matrix_of(sgtm)
+    assert all(loss.mean < 0.3 for loss in matrix[()].values())
+    for removed, losses in matrix.items():
+        assert losses["retain"].mean < 0.3
+        assert all(losses[domain].mean > 1.5 for domain in removed)
