@@ -1,6 +1,5 @@
 """Prepared data -> what a run trains and is tested on."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from sgtm.config import DOMAINS, Category, ConfigError, DataConfig, LabelConfig, categories, modes
 from sgtm.config import labels as label_names
 from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
-from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, tokenizer_hash
+from sgtm.data.scores import read_scores, sum_by_document
+from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, read_manifest, tokenizer_hash
 
 Use = Literal["modes", "filter", "everything"]
 
@@ -32,6 +32,7 @@ class Rows:
         labels: (rows,) label codes, where the data comes with labels of documents.
         token_labels: label code of each of the data's own ``token_labels``, where it comes with labels of tokens.
         drops_tokens: tokens that are labelled for a domain are no target (a filter of tokens).
+        folder: where the prepared data lies, with scores of its documents.
     """
 
     data: Dataset
@@ -42,6 +43,7 @@ class Rows:
     labels: Codes | None = None
     token_labels: Codes | None = None
     drops_tokens: bool = False
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -83,7 +85,12 @@ class Rows:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(pc.max(pc.list_value_length(c)).as_py() or 0 for c in self._chunks)
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row of the whole split."""
+        return np.concatenate([pc.list_value_length(c).to_numpy() for c in self._chunks]).astype(np.int64)
 
     @property
     def largest_id(self) -> int:
@@ -153,7 +160,8 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
         return _with_token_labels(rows, use, everything)
     drawn = rows.labels
     if drawn is None:
-        drawn = draw_labels(rows.categories, rows.documents, labels, seed, rows.domains)
+        scores = None if labels.depends_on == "nothing" else _scores(rows, labels.depends_on)
+        drawn = draw_labels(rows.categories, rows.documents, labels, seed, rows.domains, scores)
     counts = {
         f"{category} as {label}": int(((rows.categories == c) & (drawn == k)).sum())
         for c, category in enumerate(categories(rows.domains))
@@ -163,6 +171,20 @@ def training_rows(rows: Rows, labels: LabelConfig, use: Use, seed: int) -> tuple
     if use == "filter":
         labelled = labelled.select(np.flatnonzero(drawn >= len(rows.domains)))
     return labelled, {name: n for name, n in counts.items() if n}
+
+
+def _scores(rows: Rows, name: str) -> NDArray[np.float64]:
+    """(rows,) what the labeller's errors depend on: a number of each row's document."""
+    if rows.folder is None:
+        raise ConfigError(f"labels.depends_on={name} needs data.path: sets in data.parts have no scores")
+    if name != "length":
+        return read_scores(rows.folder, name, rows.documents)
+    if read_manifest(rows.folder)["settings"]["pack"]:
+        raise ConfigError(
+            f"labels.depends_on=length: the rows of {rows.folder} are packed, so all are equally long; prepare the "
+            "data without --pack"
+        )
+    return sum_by_document(rows.documents, rows.lengths)
 
 
 def _with_token_labels(rows: Rows, use: Use, everything: Codes) -> tuple[Rows, dict[str, int]]:
@@ -208,6 +230,11 @@ def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.f
     """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
     if rows.labels is not None or rows.token_labels is not None:
         raise ConfigError("train.mixing=step_draw draws labels, and the data comes with its own; use example or step")
+    if labels.depends_on != "nothing":
+        raise ConfigError(
+            f"labels.depends_on={labels.depends_on}: with train.mixing=step_draw a whole step has one label; use "
+            "example or step"
+        )
     known, num_domains = modes(rows.domains), len(rows.domains)
     num_categories = len(categories(rows.domains))
     is_forget = np.arange(num_categories) < num_domains
@@ -259,13 +286,14 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
     codes = _codes(table["category"], categories(domains), path, "categories")
     given = token_labels = None
     if "token_labels" in data.column_names:
-        names = _manifest(Path(path))["token_labels"]
+        names = read_manifest(Path(path))["token_labels"]
         token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "token_labels")
     elif "label" in data.column_names:
         given = _codes(pc.fill_null(table["label"], UNLABELED), label_names(domains), path, "labels")
     columns = ["input_ids"] if token_labels is None else ["input_ids", "token_labels"]
     documents = table["document"].to_numpy()
-    return Rows(data.select_columns(columns), codes, documents, None, domains, given, token_labels)
+    kept = data.select_columns(columns)
+    return Rows(kept, codes, documents, None, domains, given, token_labels, folder=Path(path))
 
 
 def _codes(column: pa.ChunkedArray, known: tuple[str, ...], path: str, what: str) -> Codes:
@@ -297,19 +325,12 @@ def _unpad(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
 
 def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(str(path / "tokenizer"))
-    if _manifest(path)["tokenizer_sha256"] != tokenizer_hash(tokenizer):
+    if read_manifest(path)["tokenizer_sha256"] != tokenizer_hash(tokenizer):
         raise ConfigError(
             f"{path / 'tokenizer'} is not the tokenizer that the data was prepared with ({MANIFEST} has another "
             "hash); put the right one back or prepare the data anew"
         )
     return tokenizer
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    if not (path / MANIFEST).is_file():
-        raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
-    found: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return found
 
 
 def _check_ids(rows: Rows, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
