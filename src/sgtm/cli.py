@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sgtm.config import Category, ConfigError, PrepareConfig, RunConfig, TranslateConfig, load, nearest
+from sgtm.config import (
+    Category,
+    ClassifyConfig,
+    ConfigError,
+    PrepareConfig,
+    RunConfig,
+    TranslateConfig,
+    load,
+    nearest,
+)
 
 Arguments = list[str]
 
@@ -163,6 +172,11 @@ class TinyStoriesCommand:
     """The texts that are kept."""
     forget_column: str = "text_es"
     """The texts that are to be removed."""
+    mixed_share: float = 0.0
+    """Share of the rows that are trained on as documents which begin in one language and go on in the other; what they
+    are is forget. The test split stays unmixed."""
+    label_tokens: bool = False
+    """Also write the true label of every token (forget, or retain), to train on as it is."""
 
 
 def data_tinystories(arguments: Arguments) -> None:
@@ -172,15 +186,22 @@ def data_tinystories(arguments: Arguments) -> None:
     from sgtm.data.tokenize import prepare
 
     columns: dict[str, Category] = {command.retain_column: "retain", command.forget_column: "forget"}
-    test = None if command.test_source is None else source(command.test_source, command.split, columns)
+    labelled: Literal["tokens"] | None = "tokens" if command.label_tokens else None
+    test = None
+    if command.test_source is not None:
+        test = source(command.test_source, command.split, columns, label_tokens=command.label_tokens)
     origin = {key: value for key, value in asdict(command).items() if key != "prepare"}
-    training = source(command.source, command.split, columns)
-    print(f"written to {prepare(training, command.prepare, origin, test)}")
+    seed = command.prepare.seed
+    training = source(command.source, command.split, columns, command.mixed_share, command.label_tokens, seed)
+    print(f"written to {prepare(training, command.prepare, origin, test, labelled)}")
 
 
 @dataclass(frozen=True)
 class TextsCommand:
-    """Prepare texts of any categories, one a row, with columns text, category and, if any, label, spans, group."""
+    """Prepare texts of any categories, one a row, with columns text, category and, if any, label, spans, group.
+
+    Without a column category, labels stand for it: losses are then those of documents that the labeller is sure of.
+    """
 
     prepare: Annotated[PrepareConfig, tyro.conf.arg(name="")]
     source: str = tyro.MISSING
@@ -194,13 +215,16 @@ class TextsCommand:
 def data_texts(arguments: Arguments) -> None:
     """Prepare texts of several domains, with labels of documents or of spans."""
     command = tyro.cli(TextsCommand, prog="sgtm data texts", args=arguments)
-    from sgtm.data.texts import texts
+    from sgtm.data.texts import texts, truth_of
     from sgtm.data.tokenize import prepare
 
     training, labelled = texts(command.source, command.split)
     test = None if command.test_source is None else texts(command.test_source, command.split)[0]
     origin = {key: value for key, value in asdict(command).items() if key != "prepare"}
+    origin["truth"] = truth_of(command.source, command.split)
     print(f"written to {prepare(training, command.prepare, origin, test, labelled)}")
+    if origin["truth"] == "label":
+        print("no column category: labels stand for it, so losses are of what was labelled, not of what texts are")
 
 
 def families(arguments: Arguments) -> None:
@@ -504,12 +528,80 @@ def plot_leakage(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm plot leakage", args=arguments)
 
 
+@dataclass(frozen=True)
+class LabelCommand:
+    """Label texts with a classifier that learns from a few hundred examples; what it is not sure of stays unlabeled."""
+
+    data: tyro.conf.Positional[str]
+    """Local parquet, json, jsonl or arrow file, a folder of them, or a name on the Hub (streamed)."""
+    classify: Annotated[ClassifyConfig, tyro.conf.arg(name="")]
+    examples: str | None = None
+    """File with the columns text and category (or label): what to learn from."""
+    column: str | None = None
+    """Instead of examples: a column of DATA that has labels in some rows."""
+    split: str = "train"
+    """The split to read where a data set has several."""
+    resume: bool = False
+    """Go on with an interrupted run."""
+
+
+def label(arguments: Arguments) -> None:
+    """Label texts by a classifier from a few hundred examples: forget, retain, or unsure."""
+    command = tyro.cli(LabelCommand, prog="sgtm label", args=arguments)
+    from sgtm.data.own_labels import label_texts, summary
+
+    c = command
+    print(summary(label_texts(c.data, c.classify, c.examples, c.column, c.split, c.resume)))
+    print(f"written to {c.classify.out}")
+
+
+def data_score(arguments: Arguments) -> None:
+    """Scores of prepared documents that label errors can depend on: loss, topic, classifier."""
+
+    def command(
+        data: tyro.conf.Positional[Path],
+        by: Literal["loss", "topic", "classifier"],
+        model: str = "",
+        topics: int = 10,
+        examples: int = 300,
+        features: str = "words",
+        seed: int = 0,
+    ) -> None:
+        """Score the training documents of prepared data, for `--labels.depends-on` (`length` needs no scores).
+
+        Args:
+            data: folder that `sgtm data` wrote; scores are written beside the rows.
+            by: loss of a small reference model; topic (k-means of their words); or a classifier.
+            model: of loss: a run's folder or a checkpoint with the data's own tokenizer.
+            topics: of topic: number of topics of each domain, and of all other documents.
+            examples: of classifier: random documents that it learns from.
+            features: of classifier: words, characters, or a Hugging Face encoder.
+            seed: of topic and classifier.
+        """
+        from sgtm.data.scoring import score_by_classifier, score_by_topic
+
+        if by == "loss":
+            if not model:
+                raise ConfigError("--by loss needs a reference model: --model RUN_OR_CHECKPOINT")
+            from sgtm.evaluate.difficulty import score_by_loss
+
+            print(f"written to {score_by_loss(data, model)}")
+        elif by == "topic":
+            print(f"written to {score_by_topic(data, topics, seed)}")
+        else:
+            print(f"written to {score_by_classifier(data, examples, features, seed)}")
+
+    tyro.cli(command, prog="sgtm data score", args=arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
     "data tinystories": data_tinystories,
     "data texts": data_texts,
     "data translate": data_translate,
+    "data score": data_score,
+    "label": label,
     "families": families,
     "train": train,
     "evaluate": evaluate,

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 from collections.abc import Iterable, Mapping
@@ -93,6 +94,12 @@ class LabelConfig:
     """Share of non-forget documents labelled retain."""
     own: bool = True
     """Use the labels that the data comes with, if it does; false draws all labels instead."""
+    depends_on: Literal["nothing", "length", "loss", "topic", "classifier"] = "nothing"
+    """What errors go with: short documents, high loss of a reference model, whole topics, or a classifier's scores (all
+    but length from `sgtm data score`). The rates stay as asked."""
+    strength: float = 4.0
+    """How much: log odds of an error from the first to the last document in that order; 0 = nothing, inf = a threshold,
+    negative = the other way round."""
 
     @property
     def is_noisy(self) -> bool:
@@ -112,6 +119,13 @@ class LabelConfig:
             )
         if self.precision == 0:
             raise ConfigError("labels.precision=0 would label no forget document; use tpr=0 and fpr instead")
+        if self.depends_on != "nothing" and not self.is_noisy:
+            raise ConfigError(
+                f"labels.depends_on={self.depends_on} says which documents errors fall to, but not how many: set "
+                "undiscovered, or tpr (and fpr), or precision and recall"
+            )
+        if math.isnan(self.strength):
+            raise ConfigError("labels.strength=nan is no number; use 0 to inf, or negative")
 
 
 @dataclass(frozen=True)
@@ -431,6 +445,62 @@ class TranslateConfig:
             valid = False
         if not valid:
             raise ConfigError(f'params={self.params!r} is no JSON object; an example: {{"top_k": 1}}')
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """How documents get labels from a classifier that is trained on a few hundred examples."""
+
+    out: Path
+    """Folder to write: the rows with the columns label and score in parquet files, the classifier, manifest.json."""
+    domains: str = "forget"
+    """Which values of the examples' labels are to be removed, with commas between; all others are kept. NAME=VALUE if
+    the value cannot name a domain (forget=1)."""
+    target_precision: float = 0.95
+    """Of the documents labelled for a domain, at least this share belongs to it."""
+    target_recall: float = 0.95
+    """Of a domain's documents, at least this share is not labelled retain."""
+    prevalence: str = ""
+    """Share of each domain in DATA, with commas between, where the examples were not drawn at random from it."""
+    features: str = "words"
+    """words; characters (n-grams of 1 to 3, for languages); or a Hugging Face encoder, by name or folder."""
+    text_column: str = "text"
+    """The column of DATA with the texts."""
+    held_out: float = 0.3
+    """Share of the examples that errors are measured on, and nothing else."""
+    shard_rows: int = 50_000
+    """Rows of one parquet file; an interrupted run resumes with whole files."""
+    seed: int = 0
+    """Chooses the held-out examples."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_precision", "target_recall", "held_out"):
+            value = getattr(self, name)
+            if not 0 < value <= 1 or (name == "held_out" and value > 0.8):
+                raise ConfigError(f"{name}={value}: use more than 0 and at most {0.8 if name == 'held_out' else 1}")
+        _check_counts(self, "label", "shard_rows")
+        for name in self.values:
+            check_domain_name(name)
+        if not self.values or len(set(self.values.values())) < len(self.domains.split(",")):
+            raise ConfigError(f"domains={self.domains!r} names none, or one twice; give names with commas between")
+        if len(self.prevalences) not in (0, len(self.values)) or not all(0 < p < 1 for p in self.prevalences):
+            raise ConfigError(
+                f"prevalence={self.prevalence!r}: give a share between 0 and 1 for each of {list(self.values)}"
+            )
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Domain -> the value that stands for it in the examples."""
+        pairs = (word.strip().partition("=") for word in self.domains.split(",") if word.strip())
+        return {name.strip(): (value or name).strip() for name, _, value in pairs}
+
+    @property
+    def prevalences(self) -> tuple[float, ...]:
+        """Share of each domain in the data, if given."""
+        try:
+            return tuple(float(word) for word in self.prevalence.split(",") if word.strip())
+        except ValueError as error:
+            raise ConfigError(f"prevalence={self.prevalence!r} is no list of numbers") from error
 
 
 def load(path: str | Path, **changes: Any) -> RunConfig:

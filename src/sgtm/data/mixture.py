@@ -1,6 +1,5 @@
 """Prepared data -> what a run trains and is tested on."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from sgtm.config import DOMAINS, Category, ConfigError, DataConfig, LabelConfig,
 from sgtm.config import labels as label_names
 from sgtm.data.conditional import Control, with_control_tokens
 from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
+from sgtm.data.scores import read_scores, sum_by_document
 from sgtm.data.token_loss import Masked, Unlikely
-from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, tokenizer_hash
+from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, read_manifest, tokenizer_hash
 
 Use = Literal["modes", "filter", "everything", "mask", "unlikelihood", "condition"]
 # (input_ids, label codes of the tokens, document) -> what is read and what is learned of a row; all three by token.
@@ -37,6 +37,7 @@ class Rows:
         labels: (rows,) label codes, where the data comes with labels of documents or ``treat`` needs them.
         token_labels: label code of each of the data's own ``token_labels``, where it comes with labels of tokens.
         treat: what a method that trains all rows in one mode makes of a row by its labels.
+        folder: where the prepared data lies, with scores of its documents.
     """
 
     data: Dataset
@@ -47,6 +48,7 @@ class Rows:
     labels: Codes | None = None
     token_labels: Codes | None = None
     treat: Treatment | None = None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -103,7 +105,7 @@ class Rows:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(pc.max(pc.list_value_length(c)).as_py() or 0 for c in self._chunks)
+        return int(self.lengths.max(initial=0))
 
     @property
     def largest_id(self) -> int:
@@ -196,7 +198,8 @@ def training_rows(
         return _with_token_labels(rows, use, everything, treat)
     drawn = rows.labels
     if drawn is None:
-        drawn = draw_labels(rows.categories, rows.documents, labels, seed, rows.domains)
+        scores = None if labels.depends_on == "nothing" else _scores(rows, labels.depends_on)
+        drawn = draw_labels(rows.categories, rows.documents, labels, seed, rows.domains, scores)
     counts = {
         f"{category} as {label}": int(((rows.categories == c) & (drawn == k)).sum())
         for c, category in enumerate(categories(rows.domains))
@@ -219,6 +222,20 @@ def _treatment(use: Use, rows: Rows, control: Control | None) -> Treatment | Non
     if use == "unlikelihood":
         return Unlikely(num_domains)
     return Masked(num_domains) if use in ("mask", "filter") else None
+
+
+def _scores(rows: Rows, name: str) -> NDArray[np.float64]:
+    """(rows,) what the labeller's errors depend on: a number of each row's document."""
+    if rows.folder is None:
+        raise ConfigError(f"labels.depends_on={name} needs data.path: sets in data.parts have no scores")
+    if name != "length":
+        return read_scores(rows.folder, name, rows.documents)
+    if read_manifest(rows.folder)["settings"]["pack"]:
+        raise ConfigError(
+            f"labels.depends_on=length: the rows of {rows.folder} are packed, so all are equally long; prepare the "
+            "data without --pack"
+        )
+    return sum_by_document(rows.documents, rows.lengths)
 
 
 def _with_token_labels(rows: Rows, use: Use, everything: Codes, treat: Treatment | None) -> tuple[Rows, dict[str, int]]:
@@ -288,6 +305,11 @@ def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.f
         raise ConfigError(
             "train.mixing=step_draw labels whole steps, and this method needs the labels of rows; use example"
         )
+    if labels.depends_on != "nothing":
+        raise ConfigError(
+            f"labels.depends_on={labels.depends_on}: with train.mixing=step_draw a whole step has one label; use "
+            "example or step"
+        )
     known, num_domains = modes(rows.domains), len(rows.domains)
     num_categories = len(categories(rows.domains))
     is_forget = np.arange(num_categories) < num_domains
@@ -339,13 +361,14 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
     codes = _codes(table["category"], categories(domains), path, "categories")
     given = token_labels = None
     if "token_labels" in data.column_names:
-        names = _manifest(Path(path))["token_labels"]
+        names = read_manifest(Path(path))["token_labels"]
         token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "token_labels")
     elif "label" in data.column_names:
         given = _codes(pc.fill_null(table["label"], UNLABELED), label_names(domains), path, "labels")
     columns = ["input_ids"] if token_labels is None else ["input_ids", "token_labels"]
     documents = table["document"].to_numpy()
-    return Rows(data.select_columns(columns), codes, documents, None, domains, given, token_labels)
+    kept = data.select_columns(columns)
+    return Rows(kept, codes, documents, None, domains, given, token_labels, folder=Path(path))
 
 
 def _codes(column: pa.ChunkedArray, known: tuple[str, ...], path: str, what: str) -> Codes:
@@ -377,19 +400,12 @@ def _unpad(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
 
 def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(str(path / "tokenizer"))
-    if _manifest(path)["tokenizer_sha256"] != tokenizer_hash(tokenizer):
+    if read_manifest(path)["tokenizer_sha256"] != tokenizer_hash(tokenizer):
         raise ConfigError(
             f"{path / 'tokenizer'} is not the tokenizer that the data was prepared with ({MANIFEST} has another "
             "hash); put the right one back or prepare the data anew"
         )
     return tokenizer
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    if not (path / MANIFEST).is_file():
-        raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
-    found: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return found
 
 
 def _check_ids(rows: Rows, tokenizer: PreTrainedTokenizerBase, path: str) -> None:

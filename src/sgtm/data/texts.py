@@ -1,15 +1,13 @@
 """Texts of any number of categories, one a row, with labels of documents or of parts of them where they have some."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from sgtm.config import ConfigError
 from sgtm.data.tinystories import open_columns
 from sgtm.data.tokenize import UNLABELED, Document, Labelled, Source
-
-_NEEDED = {"text", "category"}
 
 
 def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
@@ -19,23 +17,41 @@ def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
     labeller said: a domain, retain, unlabeled, or nothing); ``spans`` (a list of [first character, last + 1, label]);
     ``group`` (rows of one group stay on one side of the split).
 
+    Where nobody knows what the texts are (no column ``category``), labels stand for it: the test split has labelled
+    documents alone, and a document without a label counts as retain.
+
     Raises:
         ConfigError: no such data, or a column is missing.
     """
-    rows, columns = open_columns(name, split, sorted(_NEEDED))
+    rows, columns = open_columns(name, split)
+    truth = _truth(columns)
+    if missing := {"text", truth} - set(columns):
+        raise ConfigError(f"{name} has no column {sorted(missing)}; it has {sorted(columns)}")
     labelled: Labelled | None = "tokens" if "spans" in columns else "documents" if "label" in columns else None
-    return partial(_documents, name, rows), labelled
+    return partial(_documents, name, rows, truth), labelled
 
 
-def _documents(name: str, rows: Any) -> Iterator[Document]:
+def truth_of(name: str, split: str = "train") -> Literal["category", "label"]:
+    """The column that says what a text of ``name`` is: what it truly is, or else what a labeller says of it."""
+    return _truth(open_columns(name, split)[1])
+
+
+def _truth(columns: Collection[str]) -> Literal["category", "label"]:
+    return "label" if "label" in columns and "category" not in columns else "category"
+
+
+def _documents(name: str, rows: Any, truth: Literal["category", "label"]) -> Iterator[Document]:
     for i, row in enumerate(rows):
-        text, category = row["text"] or "", row["category"]
+        text, category = row["text"] or "", row[truth]
+        is_unknown = truth == "label" and (category or UNLABELED) == UNLABELED
+        category = "retain" if is_unknown else category
         if not isinstance(text, str) or not isinstance(category or "", str):
             raise ConfigError(f"{name}, row {i}: text={text!r} and category={category!r} must be text")
         if not category:
             raise ConfigError(f"{name}, row {i}: no category; give retain, adjacent, or the name of a domain")
         spans = _spans(row.get("spans"), len(text), f"{name}, row {i}")
-        yield Document(row.get("group") or text, category, text, row.get("label") or UNLABELED, spans)
+        only: Literal["", "train"] = "train" if is_unknown else ""
+        yield Document(row.get("group") or text, category, text, row.get("label") or UNLABELED, spans, only)
 
 
 def _spans(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from sgtm.config import Category, ConfigError, nearest
 from sgtm.data.synthetic import stories
-from sgtm.data.tokenize import Document, Source
+from sgtm.data.tokenize import MANIFEST, UNLABELED, Document, Source
 
 HUB_NAME = "ffuuugor/tinystories_spanish"
 RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a text that has to be learned anew
@@ -18,10 +19,19 @@ RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a 
     "rot13": lambda english, spanish: codecs.encode(english, "rot13"),
     "mirrored": lambda english, spanish: english[::-1],
 }
+_MIXED_STREAM = 5  # keeps random numbers of one seed apart
+_CHANGE = (0.25, 0.75)  # of a text: where a mixed document changes its language
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
-def source(name: str, split: str, columns: dict[str, Category]) -> Source:
+def source(
+    name: str,
+    split: str,
+    columns: dict[str, Category],
+    mixed_share: float = 0.0,
+    label_tokens: bool = False,
+    seed: int = 0,
+) -> Source:
     """The documents of a local file or folder, or of a data set on the Hub.
 
     Args:
@@ -29,21 +39,31 @@ def source(name: str, split: str, columns: dict[str, Category]) -> Source:
             name on the Hub.
         split: which split of a data set that has several.
         columns: the category of each text column; the first column identifies the row.
+        mixed_share: share of the rows whose two texts are trained on as two mixed documents: each begins in one
+            language and goes on in the other, from about the same place of the text. Their category is the domain;
+            where their row stands in the test split, it stands there unmixed.
+        label_tokens: whether to label every part of every document by its language: the domain, or retain.
+        seed: chooses the mixed rows and where they change.
 
     Raises:
-        ConfigError: no such data, or a column is missing.
+        ConfigError: no such data, a column is missing, or no share.
     """
-    return partial(_documents, open_columns(name, split, columns)[0], columns)
+    if not 0 <= mixed_share <= 1:
+        raise ConfigError(f"mixed_share={mixed_share} is no fraction; use 0 to 1")
+    rows, _ = open_columns(name, split, columns)
+    return partial(_documents, rows, columns, mixed_share, label_tokens, seed)
 
 
-def open_columns(name: str, split: str, needed: Iterable[str]) -> tuple[Dataset | IterableDataset, list[str]]:
+def open_columns(
+    name: str, split: str, needed: Iterable[str] = (), streaming: bool = False
+) -> tuple[Dataset | IterableDataset, list[str]]:
     """The rows of a local file or folder, or of a data set on the Hub (see ``source``), and the columns they have.
 
     Raises:
         ConfigError: no such data, it cannot be read, or one of the columns ``needed`` is missing.
     """
     try:
-        rows = open_rows(name, split)
+        rows = open_rows(name, split, streaming)
         found = list(rows.features or next(iter(rows), {}))
     except ConfigError:
         raise
@@ -93,15 +113,48 @@ def synthetic_domains(num_stories: int, seed: int, domains: Sequence[str]) -> So
     return documents
 
 
-def _documents(rows: Iterable[dict[str, Any]], columns: dict[str, Category]) -> Iterator[Document]:
-    first = next(iter(columns))
+def _documents(
+    rows: Iterable[dict[str, Any]], columns: dict[str, Category], mixed_share: float, label_tokens: bool, seed: int
+) -> Iterator[Document]:
+    rng = np.random.default_rng((seed, _MIXED_STREAM))
     for row in rows:
-        for column, category in columns.items():
-            yield Document(row[first] or row[column] or "", category, row[column] or "")
+        parts = [(row[column] or "", category) for column, category in columns.items()]
+        is_mixed, place = rng.random() < mixed_share, rng.uniform(*_CHANGE)
+        for document in _pair(parts, place if is_mixed else None):
+            label = document.category if label_tokens else UNLABELED
+            spans = document.spans if label_tokens else ()
+            yield document._replace(group=parts[0][0] or document.text, label=label, spans=spans)
 
 
-def open_rows(name: str, split: str) -> Dataset | IterableDataset:
-    """The rows of a local file or folder, or of a data set on the Hub (see ``source``)."""
+def _pair(parts: list[tuple[str, Category]], place: float | None) -> list[Document]:
+    """A row's documents; with a ``place``, unmixed ones to be tested on and mixed ones to be trained on."""
+    whole = [Document("", category, text) for text, category in parts]
+    if place is None:
+        return whole
+    first, second = parts
+    mixed = [_mix(first, second, place), _mix(second, first, place)]
+    if any(len(document.spans) < 2 for document in mixed):  # a text of one word cannot be cut
+        return whole
+    return [document._replace(only="test") for document in whole] + mixed
+
+
+def _mix(first: tuple[str, Category], second: tuple[str, Category], place: float) -> Document:
+    """A document that begins as ``first`` and, from a space near ``place`` (0 to 1) on, goes on as ``second``."""
+    (begin, of_begin), (end, of_end) = first, second
+    begin, end = begin[: _space(begin, place)], end[_space(end, place) :]
+    spans = ((0, len(begin), of_begin), (len(begin), len(begin + end), of_end))
+    domain = next(c for c in (of_begin, of_end) if c != "retain")
+    return Document("", domain, begin + end, "", tuple(s for s in spans if s[0] < s[1]), "train")
+
+
+def _space(text: str, place: float) -> int:
+    """Where the first space after ``place`` stands, or the end."""
+    found = text.find(" ", int(place * len(text)))
+    return len(text) if found < 0 else found
+
+
+def open_rows(name: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+    """The rows of a local file or folder, or of a data set on the Hub, which is not downloaded if ``streaming``."""
     path = Path(name)
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         data = load_from_disk(path)
@@ -111,7 +164,7 @@ def open_rows(name: str, split: str) -> Dataset | IterableDataset:
     if path.suffix in _READERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"{name} does not exist; give a file ({', '.join(_READERS)}), a folder, or a name on the Hub")
     try:
-        return _split(load_dataset(name), name, split)
+        return _split(load_dataset(name, streaming=streaming), name, split)
     except (OSError, ValueError) as error:  # offline errors and unknown names are among these
         raise ConfigError(
             f"{name} is no local file or folder, and the Hub gave: {str(error).splitlines()[0]}"
@@ -119,7 +172,8 @@ def open_rows(name: str, split: str) -> Dataset | IterableDataset:
 
 
 def _open_files(path: Path) -> IterableDataset:
-    files = sorted(p for p in path.rglob("*") if p.suffix in _READERS) if path.is_dir() else [path]
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [p for p in found if p.suffix in _READERS and p.name != MANIFEST] if path.is_dir() else found
     kinds = {_READERS.get(p.suffix) for p in files}
     if len(kinds) != 1 or None in kinds:
         raise ConfigError(

@@ -42,6 +42,7 @@ class Document(NamedTuple):
     """One text of a source. Documents of one ``group`` (translations, copies) never stand on both sides of a split.
 
     ``label`` is what a labeller said of the document, ``spans`` (first character, last + 1, label) of parts of it.
+    A document that is ``only`` for the train or test split is left out where its group stands in the other.
     """
 
     group: str
@@ -49,6 +50,7 @@ class Document(NamedTuple):
     text: str
     label: str = UNLABELED
     spans: tuple[tuple[int, int, str], ...] = ()
+    only: Literal["", "train", "test"] = ""
 
 
 class _Encoded(NamedTuple):
@@ -101,6 +103,14 @@ def prepare(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What ``prepare`` noted of the data in ``path``."""
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
+    found: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return found
 
 
 def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) -> PreTrainedTokenizerBase:
@@ -169,10 +179,12 @@ class _Splitter:
     def __call__(self, document: Document) -> str:
         if self._is_test(document):
             return "test"
+        if document.only == "test":
+            return "neither"
         return "both" if {self._hash(document.group), self._hash(document.text)} & self.seen_in_test else "train"
 
     def _is_test(self, document: Document) -> bool:
-        return self._hash(document.group) < self.fraction * 2**64
+        return document.only != "train" and self._hash(document.group) < self.fraction * 2**64
 
     def _hash(self, group: str) -> int:
         return int.from_bytes(hashlib.blake2b(f"{self.seed}:{group}".encode(), digest_size=8).digest())
@@ -308,7 +320,7 @@ def _with_splits(source: Source, test_source: Source | None, split_of: _Splitter
 def _reason_to_reject(split: str, document: Document) -> str | None:
     if not document.text.strip():
         return "empty text"
-    return "in the test split as well" if split == "both" else None
+    return {"both": "in the test split as well", "neither": "for the test split only"}.get(split)
 
 
 def _save_splits(folder: Path, writers: dict[str, _RowWriter]) -> None:

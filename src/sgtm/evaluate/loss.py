@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -117,6 +118,14 @@ def ablation_matrix(
 
 def batches(model: PreTrainedModel, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids, labels), (batch, seq) each, on the model's device; rows of like length stand together."""
+    for _, input_ids, labels in numbered_batches(model, rows, batch_size):
+        yield input_ids, labels
+
+
+def numbered_batches(
+    model: PreTrainedModel, rows: Rows, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+    """As ``batches``, and before them (batch,) which rows these are."""
     parameter = next(model.parameters())
     lengths = np.array([len(rows.data[i]["input_ids"]) for i in range(len(rows))])
     order = np.argsort(-lengths, kind="stable")
@@ -126,8 +135,9 @@ def batches(model: PreTrainedModel, rows: Rows, batch_size: int) -> Iterator[tup
     while start < len(order):
         fits = max(1, _MAX_LOGITS // (int(lengths[order[start]]) * vocab_size))
         size = min(batch_size, fits)
-        batch = collate([_read(rows[int(i)]) for i in order[start : start + size]])
-        yield batch["input_ids"].to(parameter.device), batch["labels"].to(parameter.device)
+        found = order[start : start + size]
+        batch = collate([_read(rows[int(i)]) for i in found])
+        yield found, batch["input_ids"].to(parameter.device), batch["labels"].to(parameter.device)
         start += size
 
 

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sgtm.config import ConfigError, PrepareConfig
+from sgtm.cli import main
+from sgtm.config import CATEGORIES, LABELS, ConfigError, DataConfig, PrepareConfig
+from sgtm.data.mixture import PreparedData
 from sgtm.data.tinystories import source, synthetic_source
 from sgtm.data.tokenize import prepare
 
@@ -84,3 +87,77 @@ def test_real_sentences_are_prepared_whole(test_data, tmp_path):
     counts = json.loads((out / "manifest.json").read_text())["counts"]
     assert sum(counts[s]["retain"]["documents"] for s in counts) == 2997
     assert next(iter(train())).text
+
+
+STORIES = [
+    {
+        "text": " ".join(f"one{i}word{j}" for j in range(12)),
+        "text_es": " ".join(f"una{i}palabra{j}" for j in range(9)),
+    }
+    for i in range(400)
+]
+
+
+@pytest.fixture
+def stories_file(tmp_path):
+    pq.write_table(pa.Table.from_pylist([*STORIES, {"text": "Go!", "text_es": "¡Vete!"}]), tmp_path / "x.parquet")
+    return str(tmp_path / "x.parquet")
+
+
+def test_mixed_documents_begin_in_one_language_and_go_on_in_the_other(stories_file):
+    documents = list(source(stories_file, "train", COLUMNS, mixed_share=0.25, seed=3)())
+    mixed = [d for d in documents if d.only == "train"]
+    assert 2 * 70 < len(mixed) < 2 * 130  # of 400 rows, five standard deviations
+    for first, second in zip(mixed[::2], mixed[1::2], strict=True):
+        assert {first.category, second.category} == {"forget"}
+        assert first.text.startswith("one")
+        assert second.text.startswith("una")
+        row = next(r for r in STORIES if r["text"] == first.group)
+        # No word is lost, cut or doubled between the two.
+        words = sorted(first.text.split() + second.text.split())
+        assert words == sorted(row["text"].split() + row["text_es"].split())
+        assert {w[:3] for w in first.text.split()} == {"one", "una"}
+    whole = [d for d in documents if d.only == "test"]
+    assert [d.group for d in whole] == [d.group for d in mixed]
+    assert documents[-1].only == ""  # of one word: cannot be cut
+    assert documents == list(source(stories_file, "train", COLUMNS, mixed_share=0.25, seed=3)())
+    assert documents != list(source(stories_file, "train", COLUMNS, mixed_share=0.25, seed=4)())
+
+
+def test_the_test_split_is_not_mixed(stories_file, tmp_path):
+    def counts(share):
+        documents = source(stories_file, "train", COLUMNS, mixed_share=share)
+        config = PrepareConfig(tmp_path / f"out{share}", "train:400", 64, test_fraction=0.2)
+        return json.loads((prepare(documents, config, {}) / "manifest.json").read_text())["counts"]
+
+    plain, mixed = counts(0.0), counts(1.0)
+    of_test = [{c: of["documents"] for c, of in found["test"].items()} for found in (plain, mixed)]
+    assert of_test[0] == of_test[1]
+    assert mixed["train"]["forget"]["documents"] == plain["train"]["forget"]["documents"] * 2 - 1
+    assert mixed["train"].get("retain", {"documents": 0})["documents"] <= 1  # the row of one word
+
+
+def test_tokens_of_mixed_documents_are_labelled_by_language(stories_file, tmp_path):
+    out = tmp_path / "out"
+    words = ["--mixed-share", "0.5", "--label-tokens", "--tokenizer", "train:400", "--context", "128"]
+    main(["data", "tinystories", "--source", stories_file, "--out", str(out), "--test-fraction", "0.1", *words])
+    data = PreparedData.load(DataConfig(str(out)))
+    seen = set()
+    for i in range(len(data.train)):
+        row = data.train.data[i]
+        labels = [LABELS[code] for code in data.train.token_labels[np.array(row["token_labels"])]]
+        for label in set(labels):
+            part = [t for t, said in zip(row["input_ids"], labels, strict=True) if said == label]
+            text = data.tokenizer.decode(part, skip_special_tokens=True)
+            assert ("una" in text, "one" in text) == (label == "forget", label == "retain") or "!" in text
+        seen.add((CATEGORIES[data.train.categories[i]], frozenset(labels)))
+    assert seen == {
+        ("forget", frozenset({"forget", "retain"})),
+        ("forget", frozenset({"forget"})),
+        ("retain", frozenset({"retain"})),
+    }
+
+
+def test_a_share_that_is_none_is_refused(stories_file):
+    with pytest.raises(ConfigError, match=r"mixed_share=1.5"):
+        source(stories_file, "train", COLUMNS, mixed_share=1.5)
