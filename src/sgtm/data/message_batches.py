@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx2
-from anthropic import Anthropic, AnthropicError, APIConnectionError, APIError, APIStatusError, NotFoundError
+from anthropic import Anthropic, AnthropicError, APIError, APIStatusError, NotFoundError
 from anthropic.pagination import SyncPage
 from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 from anthropic.types.messages.batch_create_params import Request
@@ -65,9 +65,11 @@ class Server:
     def _submit(self, requests: list[Request]) -> str:
         try:
             return _checked(self._batches.create(requests=requests)).id
-        except (APIStatusError, APIConnectionError) as error:
-            if isinstance(error, APIStatusError) and (error.status_code == 429 or not _passes(error)):
+        except APIStatusError as error:
+            if error.status_code == 429 or not _passes(error):
                 raise  # a clear no
+            raise UnansweredError(self._said(error)) from error
+        except (APIError, httpx2.HTTPError, ValueError) as error:  # no answer, or one that cannot be read
             raise UnansweredError(self._said(error)) from error
 
     def mark(self) -> Mark | None:

@@ -149,7 +149,7 @@ def _key_of(text: str) -> str:
 
 def _plan(texts: Texts, ledger: Ledger, config: TranslateConfig) -> Plan:
     rows, seen, left, tokens = 0, set(), 0, Tokens()
-    for text in texts():
+    for text in tqdm(texts(), "reading", unit="", unit_scale=True, leave=False):
         rows += 1
         if text.key not in seen:
             seen.add(text.key)
@@ -320,11 +320,11 @@ class _Translator:
 def _batches(texts: Iterable[Text], ledger: Ledger, config: TranslateConfig) -> Iterator[dict[str, str]]:
     """The texts that wait, by key, in batches that the server takes; each is noted before the next is asked for."""
     batch: dict[str, str] = {}
-    size = 0
+    size, same = 0, len(json.dumps(config.system)) + len(config.params) + _REQUEST_BYTES
     for text in texts:
         if text.key in batch or not ledger.is_waiting(text.key):
             continue
-        own = len(json.dumps(text.text)) + len(json.dumps(config.system)) + len(config.params) + _REQUEST_BYTES
+        own = len(json.dumps(text.text)) + same
         if batch and (len(batch) == config.batch_size or size + own > _MAX_BYTES):
             yield batch
             batch, size = {}, 0
