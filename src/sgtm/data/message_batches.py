@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx2
-from anthropic import Anthropic, AnthropicError, APIError, APIStatusError, NotFoundError
+from anthropic import Anthropic, AnthropicError, APIConnectionError, APIError, APIStatusError, NotFoundError
 from anthropic.pagination import SyncPage
 from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 from anthropic.types.messages.batch_create_params import Request
@@ -172,6 +172,8 @@ class Server:
         """What went wrong, in one line, without the key (which a server may quote)."""
         if isinstance(error, APIStatusError):
             said = f"status {error.status_code} ({error.api_message or error.type or 'no message'})"
+        elif isinstance(error, APIConnectionError):
+            said = f"{error} ({self._client.base_url.host})"
         else:
             said = str(error) or type(error).__name__
         return " ".join(said.replace(self._key, "[key]").split())[:500]

@@ -110,7 +110,12 @@ def translate(name: str, split: str, config: TranslateConfig) -> Report:
     config.check()
     texts = _texts(name, split, config)
     server = Server(config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.out.parent} cannot be made a folder: {error.strerror}; choose another --out"
+        ) from error
     with Ledger(config.beside(".state"), config.attempts) as ledger:
         ledger.bind({"model": config.model, "prompt": config.system, "params": config.params})
         if config.retry_failures:

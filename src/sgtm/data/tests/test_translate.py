@@ -716,6 +716,8 @@ def test_files_of_others_are_left_alone(tmp_path, server):
     with pytest.raises(ConfigError, match="not a database; choose another --out"):
         translate(write(tmp_path), "train", config(tmp_path, server))
     assert out.read_bytes() == b"mine"
+    with pytest.raises(ConfigError, match="cannot be made a folder"):
+        translate(write(tmp_path), "train", replace(config(tmp_path, server), out=out / "out.parquet"))
     with pytest.raises(ConfigError, match=r"end in \.parquet"):
         translate(write(tmp_path), "train", replace(config(tmp_path, server), out=tmp_path / "out"))
 
