@@ -13,7 +13,7 @@ import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -392,7 +392,7 @@ class TranslateConfig:
     base_url: str | None = None
     """The server; by default ANTHROPIC_BASE_URL, or else the library's. The key is ANTHROPIC_API_KEY."""
 
-    @property
+    @cached_property
     def system(self) -> str:
         """The prompt as it is sent."""
         return self.prompt.replace("{language}", self.language)

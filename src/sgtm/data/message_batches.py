@@ -65,9 +65,11 @@ class Server:
     def _submit(self, requests: list[Request]) -> str:
         try:
             return _checked(self._batches.create(requests=requests)).id
-        except (APIStatusError, APIConnectionError) as error:
-            if isinstance(error, APIStatusError) and (error.status_code == 429 or not _passes(error)):
+        except APIStatusError as error:
+            if error.status_code == 429 or not _passes(error):
                 raise  # a clear no
+            raise UnansweredError(self._said(error)) from error
+        except (APIError, httpx2.HTTPError, ValueError) as error:  # no answer, or one that cannot be read
             raise UnansweredError(self._said(error)) from error
 
     def mark(self) -> Mark | None:
@@ -170,6 +172,8 @@ class Server:
         """What went wrong, in one line, without the key (which a server may quote)."""
         if isinstance(error, APIStatusError):
             said = f"status {error.status_code} ({error.api_message or error.type or 'no message'})"
+        elif isinstance(error, APIConnectionError):
+            said = f"{error} ({self._client.base_url.host})"
         else:
             said = str(error) or type(error).__name__
         return " ".join(said.replace(self._key, "[key]").split())[:500]

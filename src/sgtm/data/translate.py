@@ -110,7 +110,12 @@ def translate(name: str, split: str, config: TranslateConfig) -> Report:
     config.check()
     texts = _texts(name, split, config)
     server = Server(config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.out.parent} cannot be made a folder: {error.strerror}; choose another --out"
+        ) from error
     with Ledger(config.beside(".state"), config.attempts) as ledger:
         ledger.bind({"model": config.model, "prompt": config.system, "params": config.params})
         if config.retry_failures:
@@ -149,7 +154,7 @@ def _key_of(text: str) -> str:
 
 def _plan(texts: Texts, ledger: Ledger, config: TranslateConfig) -> Plan:
     rows, seen, left, tokens = 0, set(), 0, Tokens()
-    for text in texts():
+    for text in tqdm(texts(), "reading", unit="", unit_scale=True, leave=False):
         rows += 1
         if text.key not in seen:
             seen.add(text.key)
@@ -320,11 +325,11 @@ class _Translator:
 def _batches(texts: Iterable[Text], ledger: Ledger, config: TranslateConfig) -> Iterator[dict[str, str]]:
     """The texts that wait, by key, in batches that the server takes; each is noted before the next is asked for."""
     batch: dict[str, str] = {}
-    size = 0
+    size, same = 0, len(json.dumps(config.system)) + len(config.params) + _REQUEST_BYTES
     for text in texts:
         if text.key in batch or not ledger.is_waiting(text.key):
             continue
-        own = len(json.dumps(text.text)) + len(json.dumps(config.system)) + len(config.params) + _REQUEST_BYTES
+        own = len(json.dumps(text.text)) + same
         if batch and (len(batch) == config.batch_size or size + own > _MAX_BYTES):
             yield batch
             batch, size = {}, 0

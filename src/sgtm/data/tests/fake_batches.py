@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -43,9 +42,9 @@ class FakeServer(ThreadingHTTPServer):
     """``result`` gives the result of a text at its n-th submission (from 1).
 
     ``faults[endpoint]`` is a list of what goes wrong, one for each call of create, list, look, results, in turn (None:
-    nothing): a status ("429"), the same after accepting ("accept 500"), "drop" or "accept drop" (no answer), "cut"
-    (results end in the middle of a line), "short" (before the announced length), "few" (a result is left out), "page"
-    (a proxy's HTML), or a function that is called before the batch is accepted.
+    nothing): a status ("429"), "drop" (no answer), "page" (a proxy's HTML); each of these after "accept " if a batch is
+    accepted all the same; "cut" (the answer ends in the middle), "short" (before the announced length), "few" (a
+    result is left out).
     """
 
     daemon_threads = True
@@ -60,13 +59,10 @@ class FakeServer(ThreadingHTTPServer):
         self.numbers = count()
         self.batches: dict[str, dict] = {}  # the newest last
         self.paid: Counter[str] = Counter()  # texts, by how often they were accepted
-        self.calls: list[tuple[str, float]] = []  # endpoint, time
+        self.calls: Counter[str] = Counter()  # by endpoint
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def count(self, endpoint: str) -> int:
-        return sum(name == endpoint for name, _ in self.calls)
 
     def accept(self, requests: list[dict]) -> str:
         ids = [request["custom_id"] for request in requests]
@@ -146,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"data": [self.server.describe(name) for name in page], "has_more": more, **ends}
 
     def _answer(self, endpoint: str, what: Callable) -> None:
-        self.server.calls.append((endpoint, time.monotonic()))
+        self.server.calls[endpoint] += 1
         faults = self.server.faults.get(endpoint, [])
         fault = faults.pop(0) if faults else None
         if (
@@ -154,11 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
             and self.headers.get("x-api-key") != KEY
         ):
             fault = "401"
-        if callable(fault):
-            fault = fault()
         if fault and fault.startswith("accept "):
-            what()
-            fault = fault.removeprefix("accept ")
+            answer, fault = what(), fault.removeprefix("accept ")
+            what = lambda: answer  # noqa: E731
         if fault == "drop":
             self.connection.close()
         elif fault == "page":
@@ -172,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give(self, answer: dict | list, fault: str | None) -> None:
         if isinstance(answer, dict):
-            return self._write(200, json.dumps(answer).encode())
+            return self._write(200, json.dumps(answer).encode()[: 20 if fault == "cut" else None])
         lines = answer[:-1] if fault == "few" else answer
         body = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         cut = body[: len(body) // 2 + 3] if fault in ("cut", "short") else body
