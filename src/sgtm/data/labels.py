@@ -12,7 +12,7 @@ from sgtm.config import DOMAINS, ConfigError, LabelConfig, labels, modes
 Codes = NDArray[np.int8]  # indices into categories, labels or modes
 Floats = NDArray[np.float64]
 _LABEL_STREAM = 1  # keeps the labels' random numbers apart from those of other uses of the seed
-_TOPIC_STREAM = 4
+_TOPIC_STREAM = 8
 _TINY = 1e-6
 
 
