@@ -13,6 +13,7 @@ import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -58,6 +59,22 @@ def check_domain_name(name: str) -> None:
         raise ConfigError(
             f"{name!r} cannot name a domain; use a word of letters, digits and _ other than {', '.join(_MEANT)}"
         )
+
+
+class Stream(IntEnum):
+    """Keeps the random numbers of one seed apart: ``np.random.default_rng((seed, Stream.LABELS, ...))``."""
+
+    LABELS = 1
+    ORDER = 2
+    DRAW = 3
+    HEARD = 4
+    CONTROL = 5
+    SPREAD = 6
+    ROBUST = 7
+    TOPIC_ERRORS = 8
+    MIXED = 9
+    TOPICS = 10
+    EXAMPLES = 11
 
 
 class ConfigError(ValueError):

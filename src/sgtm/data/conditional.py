@@ -20,11 +20,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from sgtm.config import labels
+from sgtm.config import Stream, labels
 
 GOOD, BAD = "<|good|>", "<|bad|>"
 _DROPPED = 0.01  # segments without their control token, as in the paper
-_CONTROL_STREAM = 5  # keeps its random numbers apart from those of other uses of the seed
 _NONE, _NO_TARGET = -1, -100
 
 
@@ -73,7 +72,7 @@ class Control:
         """
         places = np.flatnonzero(_starts(ids, codes, self.end))
         control = np.asarray(self.tokens)[codes[places]]
-        draws = np.random.default_rng((self.seed, _CONTROL_STREAM, document)).random(len(places))
+        draws = np.random.default_rng((self.seed, Stream.CONTROL, document)).random(len(places))
         given = (control != _NONE) & (draws >= self.dropped)
         places, control = places[given], control[given]
         targets = np.append(_NO_TARGET, ids[1:])

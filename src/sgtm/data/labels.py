@@ -7,12 +7,10 @@ domains each stands in place of ``forget``; codes are indices into ``categories(
 import numpy as np
 from numpy.typing import NDArray
 
-from sgtm.config import DOMAINS, ConfigError, LabelConfig, labels, modes
+from sgtm.config import DOMAINS, ConfigError, LabelConfig, Stream, labels, modes
 
 Codes = NDArray[np.int8]  # indices into categories, labels or modes
 Floats = NDArray[np.float64]
-_LABEL_STREAM = 1  # keeps the labels' random numbers apart from those of other uses of the seed
-_TOPIC_STREAM = 8
 _TINY = 1e-6
 
 
@@ -127,7 +125,7 @@ def _proneness(scores: Floats, depends_on: str, seed: int, is_domain: bool) -> F
     if depends_on != "topic":
         return scores
     topics, topic = np.unique(scores, return_inverse=True)
-    order: Floats = np.random.default_rng((seed, _TOPIC_STREAM)).permutation(len(topics)).astype(float)[topic]
+    order: Floats = np.random.default_rng((seed, Stream.TOPIC_ERRORS)).permutation(len(topics)).astype(float)[topic]
     return order
 
 
@@ -156,7 +154,7 @@ def draw_labels(
     """
     is_forget, names = categories < len(domains), labels(domains)
     flagged, kept = label_chances(categories, documents, config, seed, len(domains), scores)
-    draws = np.random.default_rng((seed, _LABEL_STREAM)).random(int(documents.max(initial=-1)) + 1)[documents]
+    draws = np.random.default_rng((seed, Stream.LABELS)).random(int(documents.max(initial=-1)) + 1)[documents]
     drawn = np.full(len(categories), names.index("unlabeled"), np.int8)
     found, mistaken = is_forget & (draws < flagged), ~is_forget & (draws < flagged)
     drawn[found] = categories[found]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sgtm.config import ConfigError, DataConfig
+from sgtm.config import ConfigError, DataConfig, Stream
 from sgtm.data.classify import LEAST_EXAMPLES, NO_DOMAIN, featurise, fit
 from sgtm.data.mixture import PreparedData, Rows
 from sgtm.data.scores import score_file, write_scores
@@ -15,7 +15,6 @@ from sgtm.data.tokenize import read_manifest
 _BATCH = 1024  # documents that are decoded together
 _SAMPLE = 20_000  # documents that topics are found on
 _LATENT = 50  # dimensions that texts are clustered in
-_TOPIC_STREAM, _EXAMPLE_STREAM = 6, 7  # keep random numbers of one seed apart
 
 
 def load_training(folder: Path) -> PreparedData:
@@ -63,7 +62,7 @@ def score_by_classifier(folder: Path, examples: int, features: str = "words", se
     num_domains = len(data.train.domains)
     if not 2 * LEAST_EXAMPLES <= examples < len(texts.numbers):
         raise ConfigError(f"examples={examples}: use {2 * LEAST_EXAMPLES} to {len(texts.numbers) - 1} documents")
-    rng = np.random.default_rng((seed, _EXAMPLE_STREAM))
+    rng = np.random.default_rng((seed, Stream.EXAMPLES))
     chosen = np.sort(rng.choice(len(texts.numbers), examples, replace=False))
     codes = np.where(texts.groups < num_domains, texts.groups, NO_DOMAIN)
     shown = [text for batch in texts.batches(chosen) for text in batch]
@@ -110,7 +109,7 @@ def _cluster(texts: _Texts, where: NDArray[np.int64], topics: int, seed: int) ->
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer
 
-    rng = np.random.default_rng((seed, _TOPIC_STREAM))
+    rng = np.random.default_rng((seed, Stream.TOPICS))
     sample = np.sort(rng.choice(where, min(_SAMPLE, len(where)), replace=False))
     count = featurise("words")
     x = vstack([count(batch) for batch in texts.batches(sample)]).tocsr()

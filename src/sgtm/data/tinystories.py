@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
-from sgtm.config import Category, ConfigError, nearest
+from sgtm.config import Category, ConfigError, Stream, nearest
 from sgtm.data.synthetic import stories
 from sgtm.data.tokenize import MANIFEST, UNLABELED, Document, Source
 
@@ -19,7 +19,6 @@ RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a 
     "rot13": lambda english, spanish: codecs.encode(english, "rot13"),
     "mirrored": lambda english, spanish: english[::-1],
 }
-_MIXED_STREAM = 5  # keeps random numbers of one seed apart
 _CHANGE = (0.25, 0.75)  # of a text: where a mixed document changes its language
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
@@ -116,7 +115,7 @@ def synthetic_domains(num_stories: int, seed: int, domains: Sequence[str]) -> So
 def _documents(
     rows: Iterable[dict[str, Any]], columns: dict[str, Category], mixed_share: float, label_tokens: bool, seed: int
 ) -> Iterator[Document]:
-    rng = np.random.default_rng((seed, _MIXED_STREAM))
+    rng = np.random.default_rng((seed, Stream.MIXED))
     for row in rows:
         parts = [(row[column] or "", category) for column, category in columns.items()]
         is_mixed, place = rng.random() < mixed_share, rng.uniform(*_CHANGE)

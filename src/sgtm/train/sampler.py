@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, Stream
 
 Order = NDArray[np.int64]
-_ORDER_STREAM, _DRAW_STREAM = 2, 3  # keep random numbers of one seed apart
 
 
 class ModeSampler(Sampler[int]):
@@ -41,7 +40,7 @@ class ModeSampler(Sampler[int]):
         return self._num_steps() * self.step_size
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, _ORDER_STREAM, self.epoch))
+        rng = np.random.default_rng((self.seed, Stream.ORDER, self.epoch))
         groups = [rng.permutation(np.flatnonzero(self.modes == mode)) for mode in np.unique(self.modes)]
         order = _interleave(groups, rng) if self.mixing == "example" else steps_of(groups, self.step_size, rng).ravel()
         return iter(order[: len(self)].tolist())
@@ -82,8 +81,8 @@ class StepDrawSampler(Sampler[tuple[int, int]]):
     def _draw(self) -> tuple[Order, Order]:
         """(steps, step_size) rows and (steps,) modes of this epoch."""
         # The same modes in every epoch keep its length the same, which Trainer relies on.
-        draws = np.random.default_rng((self.seed, _DRAW_STREAM))
-        rng = np.random.default_rng((self.seed, _ORDER_STREAM, self.epoch))
+        draws = np.random.default_rng((self.seed, Stream.DRAW))
+        rng = np.random.default_rng((self.seed, Stream.ORDER, self.epoch))
         codes = np.unique(self.categories)
         groups = [rng.permutation(np.flatnonzero(self.categories == c)) for c in codes]
         num_steps = [len(group) // self.step_size for group in groups]

@@ -13,14 +13,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
-from sgtm.config import MODES, ConfigError
+from sgtm.config import MODES, ConfigError, Stream
 from sgtm.data.mixture import Rows, collate
 from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.unlikelihood import selective_loss
 
-_HEARD_STREAM, _SPREAD_STREAM, _ROBUST_STREAM = 4, 6, 7  # keep random numbers of one seed apart
 Update = Literal["gradient", "strict", "per_block"]
 # Written in torch operations, which know strides; all others get contiguous parts.
 _KNOW_STRIDES = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
@@ -171,9 +170,9 @@ class SGTMTrainer(Trainer):
         if mode is None:
             raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
         train = self._train_positions if mode.ndim > 1 else self._train_examples
-        if self._is_drawn(self.core_robustness, _ROBUST_STREAM):
+        if self._is_drawn(self.core_robustness, Stream.ROBUST):
             mode = mode.where(mode != MODES.index("default"), MODES.index("retain"))
-        if self._is_drawn(self.auxiliary_spread, _SPREAD_STREAM):
+        if self._is_drawn(self.auxiliary_spread, Stream.SPREAD):
             if bool((mode > MODES.index("retain")).any()):
                 self._step_modes.add("retain")  # these batches may update what a retain batch may
             with self.sgtm.spreading():
@@ -235,7 +234,7 @@ class SGTMTrainer(Trainer):
         """The domains that take part in other parts of this step, by seed and step alone."""
         assert self.sgtm is not None
         domains = tuple(self.sgtm.partition.domains)
-        rng = np.random.default_rng((self.args.seed, _HEARD_STREAM, self.state.global_step))
+        rng = np.random.default_rng((self.args.seed, Stream.HEARD, self.state.global_step))
         if len(domains) == 1 or rng.random() >= self.hear_domains:
             return ()
         chosen = int(rng.integers(1, 2 ** len(domains)))
