@@ -41,6 +41,7 @@ def trained(seed: int, steps: int = 300) -> SGTM:
     partition = Partition.of(model, domains=dict.fromkeys(DOMAINS, Units(heads=1, neurons=32)))
     sgtm = SGTM(partition, joint=("embeddings", "norms", "final_norm", "head"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         kinds = torch.randint(1 + len(DOMAINS), (48,), generator=generator)
@@ -55,6 +56,7 @@ def trained(seed: int, steps: int = 300) -> SGTM:
                 with sgtm.hearing(*heard), sgtm.batch(partition.modes[code]):
                     (model(input_ids=ids[chosen], labels=ids[chosen]).loss * chosen.float().mean()).backward()
         optimizer.step()
+        scheduler.step()
     return sgtm
 
 
@@ -85,4 +87,5 @@ def test_each_domain_is_removed_by_itself(capsys):
     for removed, losses in matrix.items():
         for name, loss in losses.items():
             change = loss.mean - intact[name]
-            assert change > 1.5 if name in removed else abs(change) < 0.15, shown
+            # Of seeds 0 to 2 the least own change is 7.0 and the largest other one 0.037.
+            assert change > 5 if name in removed else abs(change) < 0.1, shown
