@@ -7,8 +7,7 @@ files of ``shard_rows`` rows, with the classifier and a manifest. Rows are strea
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from sgtm.config import ClassifyConfig, ConfigError, nearest
 from sgtm.data.classify import NO_DOMAIN, Classifier, fit, shift
+from sgtm.data.examples import NOT_SHOWN, Examples, codes_of, from_column, from_file, strings, tables
 from sgtm.data.thresholds import (
     Scored,
     Targets,
@@ -35,28 +35,9 @@ from sgtm.data.tinystories import open_columns
 from sgtm.data.tokenize import MANIFEST, UNLABELED
 
 CLASSIFIER = "classifier.safetensors"
-_BATCH = 1000  # rows that are classified together
-_MOST_EXAMPLES = 20_000  # of a column: more are a random sample
-_NOT_SHOWN = -2  # the code of a row that nobody labelled by hand
 _BINS = 1000  # of scores, to estimate how frequent a domain is
 _OFF = 2.0  # so many times as frequent as in the examples is worth a warning
 _SHARD = "part-{:05}.parquet"
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Texts that somebody labelled: (texts,) codes of domains, or ``NO_DOMAIN``."""
-
-    texts: list[str]
-    codes: NDArray[np.int64]
-
-    def of(self, where: NDArray[np.bool_]) -> list[str]:
-        return [text for text, chosen in zip(self.texts, where, strict=True) if chosen]
-
-    @property
-    def hash(self) -> str:
-        shown = json.dumps([self.texts, self.codes.tolist()], ensure_ascii=False)
-        return hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def label_texts(
@@ -89,7 +70,7 @@ def label_texts(
     manifest = _open(out, settings, resume)
     rows, columns = open_columns(source, split, streaming=True)
     _check_columns(columns, config, column, source)
-    shown = _from_file(examples, config) if examples is not None else _from_column(rows, column, config)
+    shown = from_file(examples, config) if examples is not None else from_column(rows, column, config)
     if manifest is None:
         classifier, manifest = _learn(shown, config, settings)
         out.mkdir(parents=True, exist_ok=True)
@@ -120,16 +101,16 @@ class _Labeller:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         column, config = self.column, self.config
-        texts = _strings(table, config.text_column)
+        texts = strings(table, config.text_column)
         scores = self.classifier.scores(texts)
         codes = assign(scores, self.thresholds)
-        by_hand = np.array([self.by_hand.get(text, _NOT_SHOWN) for text in texts], np.int64)
+        by_hand = np.array([self.by_hand.get(text, NOT_SHOWN) for text in texts], np.int64)
         if column is not None:
-            by_hand = _codes(_strings(table, column), config)
+            by_hand = codes_of(strings(table, column), config)
             if column == "label":
                 table = table.drop_columns(["label"])
         retain = len(config.values)
-        codes = np.where(by_hand == _NOT_SHOWN, codes, np.where(by_hand == NO_DOMAIN, retain, by_hand))
+        codes = np.where(by_hand == NOT_SHOWN, codes, np.where(by_hand == NO_DOMAIN, retain, by_hand))
         table = table.append_column("label", self.names.take(pa.array(codes)))
         for name, of_domain in zip(_score_columns(config), scores.T, strict=True):
             table = table.append_column(name, pa.array(of_domain, pa.float32()))
@@ -181,70 +162,6 @@ def _held_out(codes: NDArray[np.int64], config: ClassifyConfig) -> NDArray[np.bo
         of_code = rng.permutation(np.flatnonzero(codes == code))
         held[of_code[: round(config.held_out * len(of_code))]] = True
     return held
-
-
-def _from_file(name: str, config: ClassifyConfig) -> Examples:
-    rows, columns = open_columns(name, "train")
-    column = next((c for c in ("category", "label") if c in columns), None)
-    if column is None or config.text_column not in columns:
-        raise ConfigError(
-            f"{name} must have the columns {config.text_column} and category (or label); it has {columns}"
-        )
-    return _examples(rows, column, config, name)
-
-
-def _from_column(rows: Any, column: str | None, config: ClassifyConfig) -> Examples:
-    assert column is not None
-    return _examples(rows.select_columns(list({config.text_column, column})), column, config, f"column {column}")
-
-
-def _examples(rows: Any, column: str, config: ClassifyConfig, where: str) -> Examples:
-    """Labelled texts, each once; of very many a random sample."""
-    found: dict[str, int] = {}
-    values: Counter[str] = Counter()
-    for table in _tables(rows):
-        texts, said = _strings(table, config.text_column), _strings(table, column)
-        for text, value, code in zip(texts, said, _codes(said, config).tolist(), strict=True):
-            if code != _NOT_SHOWN and text.strip():
-                values[value] += 1
-                found.setdefault(text, code)
-        if len(found) > 2 * _MOST_EXAMPLES:
-            found = _sample(found, config.seed)
-    found = _sample(found, config.seed)
-    for value in config.values.values():
-        if not values[value]:
-            raise ConfigError(
-                f"{where} has no example labelled {value!r}{nearest(value, values)} (it has {dict(values)}); name what "
-                "is to be removed with --domains"
-            )
-    return Examples(list(found), np.array(list(found.values()), np.int64))
-
-
-def _sample(found: dict[str, int], seed: int) -> dict[str, int]:
-    """At most ``_MOST_EXAMPLES`` of them: those whose hash is lowest, so that every text has the same chance."""
-    if len(found) <= _MOST_EXAMPLES:
-        return found
-    lowest = sorted(found, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode()).digest())
-    return {text: found[text] for text in lowest[:_MOST_EXAMPLES]}
-
-
-def _codes(values: list[str], config: ClassifyConfig) -> NDArray[np.int64]:
-    """(rows,) codes of what somebody said: a domain, none, or nothing at all."""
-    known = {value: code for code, value in enumerate(config.values.values())}
-    silent = {"": _NOT_SHOWN, UNLABELED: _NOT_SHOWN}
-    return np.array([silent.get(value, known.get(value, NO_DOMAIN)) for value in values], np.int64)
-
-
-def _strings(table: pa.Table, column: str) -> list[str]:
-    """A column as text; nothing is empty."""
-    values = table[column]
-    if not pa.types.is_null(values.type) and pa.types.is_nested(values.type):
-        raise ConfigError(f"the column {column} is of type {values.type}; it must be text (or a number, for labels)")
-    return ["" if value is None else str(value) for value in values.to_pylist()]
-
-
-def _tables(rows: Any, skip: int = 0) -> Iterator[pa.Table]:
-    yield from (rows.skip(skip) if skip else rows).with_format("arrow").iter(_BATCH)
 
 
 def _score_columns(config: ClassifyConfig) -> list[str]:
@@ -307,7 +224,7 @@ def _write_shards(rows: Any, labeller: _Labeller, config: ClassifyConfig) -> Non
     schema = pq.read_schema(done[0]) if done else None
     number, room, writer = len(done), config.shard_rows, None
     progress = tqdm(desc="rows", initial=written, unit="", unit_scale=True, leave=False)
-    for table in map(labeller, _tables(rows, written)):
+    for table in map(labeller, tables(rows, written)):
         schema = schema or _schema(table)
         table = _cast(table, schema)
         progress.update(len(table))

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Collection, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from sgtm.config import ConfigError
 from sgtm.data.tinystories import open_columns
-from sgtm.data.tokenize import UNLABELED, Document, Labelled, Source
+from sgtm.data.tokenize import MANIFEST, UNLABELED, Document, Labelled, Source
 
 
 def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
@@ -17,18 +18,19 @@ def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
     labeller said: a domain, retain, unlabeled, or nothing); ``spans`` (a list of [first character, last + 1, label]);
     ``group`` (rows of one group stay on one side of the split).
 
-    Where nobody knows what the texts are (no column ``category``), labels stand for it: the test split has labelled
-    documents alone, and a document without a label counts as retain.
+    Where nobody knows what a text is (no column ``category``, or nothing in it), its label stands for it: texts without
+    a label are left out of the test split, and in training they count as retain.
 
     Raises:
-        ConfigError: no such data, or a column is missing.
+        ConfigError: no such data, a column is missing, or ``sgtm label`` has not finished it.
     """
+    _check_finished(Path(name) / MANIFEST)
     rows, columns = open_columns(name, split)
     truth = _truth(columns)
     if missing := {"text", truth} - set(columns):
         raise ConfigError(f"{name} has no column {sorted(missing)}; it has {sorted(columns)}")
     labelled: Labelled | None = "tokens" if "spans" in columns else "documents" if "label" in columns else None
-    return partial(_documents, name, rows, truth), labelled
+    return partial(_documents, name, rows, "label" in columns), labelled
 
 
 def truth_of(name: str, split: str = "train") -> Literal["category", "label"]:
@@ -40,10 +42,17 @@ def _truth(columns: Collection[str]) -> Literal["category", "label"]:
     return "label" if "label" in columns and "category" not in columns else "category"
 
 
-def _documents(name: str, rows: Any, truth: Literal["category", "label"]) -> Iterator[Document]:
+def _check_finished(manifest: Path) -> None:
+    found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    if "thresholds" in found and "shards" not in found:
+        raise ConfigError(f"{manifest.parent} is not labelled to its end; finish it with `sgtm label ... --resume`")
+
+
+def _documents(name: str, rows: Any, has_labels: bool) -> Iterator[Document]:
     for i, row in enumerate(rows):
-        text, category = row["text"] or "", row[truth]
-        is_unknown = truth == "label" and (category or UNLABELED) == UNLABELED
+        text, label = row["text"] or "", row.get("label") or UNLABELED
+        category = row.get("category") or (label if has_labels else None)
+        is_unknown = category == UNLABELED
         category = "retain" if is_unknown else category
         if not isinstance(text, str) or not isinstance(category or "", str):
             raise ConfigError(f"{name}, row {i}: text={text!r} and category={category!r} must be text")
@@ -51,7 +60,7 @@ def _documents(name: str, rows: Any, truth: Literal["category", "label"]) -> Ite
             raise ConfigError(f"{name}, row {i}: no category; give retain, adjacent, or the name of a domain")
         spans = _spans(row.get("spans"), len(text), f"{name}, row {i}")
         only: Literal["", "train"] = "train" if is_unknown else ""
-        yield Document(row.get("group") or text, category, text, row.get("label") or UNLABELED, spans, only)
+        yield Document(row.get("group") or text, category, text, label, spans, only)
 
 
 def _spans(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:

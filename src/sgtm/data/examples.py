@@ -1,0 +1,101 @@
+"""Texts that somebody labelled: from a file, or from a column of the data itself."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sgtm.config import ClassifyConfig, ConfigError, nearest
+from sgtm.data.classify import NO_DOMAIN
+from sgtm.data.tinystories import open_columns
+from sgtm.data.tokenize import UNLABELED
+
+NOT_SHOWN = -2  # the code of a row that nobody labelled by hand
+_BATCH = 1000  # rows that are read, and classified, together
+_MOST_EXAMPLES = 20_000  # of a column: more are a random sample
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts that somebody labelled: (texts,) codes of domains, or ``NO_DOMAIN``."""
+
+    texts: list[str]
+    codes: NDArray[np.int64]
+
+    def of(self, where: NDArray[np.bool_]) -> list[str]:
+        return [text for text, chosen in zip(self.texts, where, strict=True) if chosen]
+
+    @property
+    def hash(self) -> str:
+        shown = json.dumps([self.texts, self.codes.tolist()], ensure_ascii=False)
+        return hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def from_file(name: str, config: ClassifyConfig) -> Examples:
+    rows, columns = open_columns(name, "train")
+    column = next((c for c in ("category", "label") if c in columns), None)
+    if column is None or config.text_column not in columns:
+        raise ConfigError(
+            f"{name} must have the columns {config.text_column} and category (or label); it has {columns}"
+        )
+    return _examples(rows, column, config, name)
+
+
+def from_column(rows: Any, column: str | None, config: ClassifyConfig) -> Examples:
+    assert column is not None
+    return _examples(rows.select_columns(list({config.text_column, column})), column, config, f"column {column}")
+
+
+def _examples(rows: Any, column: str, config: ClassifyConfig, where: str) -> Examples:
+    """Labelled texts, each once; of very many a random sample."""
+    found: dict[str, int] = {}
+    values: Counter[str] = Counter()
+    for table in tables(rows):
+        texts, said = strings(table, config.text_column), strings(table, column)
+        for text, value, code in zip(texts, said, codes_of(said, config).tolist(), strict=True):
+            if code != NOT_SHOWN and text.strip():
+                values[value] += 1
+                found.setdefault(text, code)
+        if len(found) > 2 * _MOST_EXAMPLES:
+            found = _sample(found, config.seed)
+    found = _sample(found, config.seed)
+    for value in config.values.values():
+        if not values[value]:
+            raise ConfigError(
+                f"{where} has no example labelled {value!r}{nearest(value, values)} (it has {dict(values)}); name what "
+                "is to be removed with --domains"
+            )
+    return Examples(list(found), np.array(list(found.values()), np.int64))
+
+
+def _sample(found: dict[str, int], seed: int) -> dict[str, int]:
+    """At most ``_MOST_EXAMPLES`` of them: those whose hash is lowest, so that every text has the same chance."""
+    if len(found) <= _MOST_EXAMPLES:
+        return found
+    lowest = sorted(found, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode()).digest())
+    return {text: found[text] for text in lowest[:_MOST_EXAMPLES]}
+
+
+def codes_of(values: list[str], config: ClassifyConfig) -> NDArray[np.int64]:
+    """(rows,) codes of what somebody said: a domain, none, or nothing at all."""
+    known = {value: code for code, value in enumerate(config.values.values())}
+    silent = {"": NOT_SHOWN, UNLABELED: NOT_SHOWN}
+    return np.array([silent.get(value, known.get(value, NO_DOMAIN)) for value in values], np.int64)
+
+
+def strings(table: pa.Table, column: str) -> list[str]:
+    """A column as text; nothing is empty."""
+    values = table[column]
+    if not pa.types.is_null(values.type) and pa.types.is_nested(values.type):
+        raise ConfigError(f"the column {column} is of type {values.type}; it must be text (or a number, for labels)")
+    return ["" if value is None else str(value) for value in values.to_pylist()]
+
+
+def tables(rows: Any, skip: int = 0) -> Iterator[pa.Table]:
+    yield from (rows.skip(skip) if skip else rows).with_format("arrow").iter(_BATCH)
