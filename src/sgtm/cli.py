@@ -392,6 +392,7 @@ def plot_undiscovered(arguments: Arguments) -> None:
         runs: tyro.conf.Positional[list[Path]],
         out: Path = Path("undiscovered.png"),
         variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
+        forget: str = "",
     ) -> None:
         """Forget and retain loss against the undiscovered share: mean over seeds, with the 95 % t interval.
 
@@ -399,11 +400,12 @@ def plot_undiscovered(arguments: Arguments) -> None:
             runs: folders of runs, of sweeps, or a sweep's results.parquet.
             out: the picture to write (png, pdf, svg).
             variant: which model's losses.
+            forget: the domain on the left where there are several, or `mean` of all of them.
         """
         from sgtm.plot.records import read_runs
         from sgtm.plot.undiscovered import undiscovered
 
-        undiscovered(read_runs(runs), out, variant)
+        undiscovered(read_runs(runs), out, variant, forget)
         print(f"written to {out}")
 
     tyro.cli(command, prog="sgtm plot undiscovered", args=arguments)

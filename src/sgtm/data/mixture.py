@@ -94,6 +94,15 @@ class Rows:
             found = np.sort(np.random.default_rng(seed).choice(found, limit, replace=False))
         return self.select(found)
 
+    def labelled_by(self, labels: LabelConfig) -> "Rows":
+        """The same rows, without the labels that they come with where ``labels`` sets these aside (``own: false``)."""
+        return self if labels.own else replace(self, labels=None, token_labels=None)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether they come with labels, of documents or of tokens."""
+        return self.labels is not None or self.token_labels is not None
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(rows,) tokens of each row."""
@@ -188,10 +197,11 @@ def training_rows(
     Returns:
         the rows, and how many rows have each "category as label".
     """
-    if labels.is_noisy and (rows.labels is not None or rows.token_labels is not None):
+    rows = rows.labelled_by(labels)
+    if labels.is_noisy and rows.has_labels:
         raise ConfigError(
             "the data comes with labels of its own, so labels.undiscovered, tpr, fpr, precision and recall have no "
-            "meaning; leave them out"
+            "meaning; leave them out, or set labels.own to false"
         )
     everything, treat = np.zeros(len(rows), np.int8), _treatment(use, rows, control)
     if rows.token_labels is not None:
@@ -299,7 +309,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.float64]:
     """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
-    if rows.labels is not None or rows.token_labels is not None:
+    if rows.has_labels:
         raise ConfigError("train.mixing=step_draw draws labels, and the data comes with its own; use example or step")
     if use not in ("modes", "filter", "everything"):
         raise ConfigError(

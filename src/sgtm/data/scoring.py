@@ -114,7 +114,7 @@ def _cluster(texts: _Texts, where: NDArray[np.int64], topics: int, seed: int) ->
     count = featurise("words")
     x = vstack([count(batch) for batch in texts.batches(sample)]).tocsr()
     used = np.unique(x.indices)  # of very many hashed words
-    latent = min(_LATENT, len(sample) - 1)
+    latent = min(_LATENT, len(sample) - 1, len(used))
     kmeans = MiniBatchKMeans(topics, random_state=seed, n_init=10)
     model = make_pipeline(
         TfidfTransformer(sublinear_tf=True), TruncatedSVD(latent, random_state=seed), Normalizer(), kmeans

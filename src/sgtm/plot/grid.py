@@ -59,12 +59,17 @@ def _cells(groups: dict[str, list[RunRecords]], method: str, category: str, vari
         raise ConfigError(f"no run of method {method!r}{nearest(method, groups)} (there are: {', '.join(groups)})")
     name = method if method in groups else names[0]
     if len(names) > 1 and name != method:
-        known = shorten("; ".join(names), 200, placeholder=" ...")
-        raise ConfigError(f"{method} comes in {len(names)} settings ({known}); give the runs of one, or its whole name")
+        found = shorten("; ".join(names), 200, placeholder=" ...")
+        raise ConfigError(f"{method} comes in {len(names)} settings ({found}); give the runs of one, or its whole name")
     cells: Cells = {}
     for run in groups[name]:
         if (loss := run.final(category, variant)) is not None:
             cells.setdefault(run.rates, {})[run.config["seed"]] = loss
+    known = (*groups[name][0].domains, "adjacent", "retain")
+    if category not in known:
+        raise ConfigError(
+            f"{category!r} is no category of these runs{nearest(category, known)} (known: {', '.join(known)})"
+        )
     if not cells:
         raise ConfigError(f"no run of {method} has {variant} losses of {category} at its last step; train to the end")
     return cells

@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from sgtm.config import DOMAINS, ConfigError
+from sgtm.config import DOMAINS, ConfigError, nearest
 from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, read_records
+
+MEAN = "mean"  # of all domains' losses
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class RunRecords:
     def final(self, category: str, variant: str) -> float | None:
         """The loss at the run's last step; None if it did not get there, or was not measured."""
         return dict(self.curve(category, variant)).get(self.config["train"]["steps"])
+
+    def final_mean(self, categories: Sequence[str], variant: str) -> float | None:
+        """The mean of the final losses of ``categories``; None if one of them is missing."""
+        losses = [loss for category in categories if (loss := self.final(category, variant)) is not None]
+        return sum(losses) / len(losses) if losses and len(losses) == len(categories) else None
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -81,6 +88,33 @@ def read_runs(paths: Iterable[Path]) -> list[RunRecords]:
     if not runs:
         raise ConfigError("no runs to plot; give folders written by `sgtm train` or `sgtm sweep`")
     return runs
+
+
+def chosen_domains(runs: Sequence[RunRecords], forget: str) -> tuple[str, ...]:
+    """The domains whose mean loss is drawn; the same for every run.
+
+    Args:
+        forget: one domain, ``mean`` of all of them, or nothing where all runs have the same one.
+
+    Raises:
+        ConfigError: a run without it, or several domains and none chosen.
+    """
+    if forget not in ("", MEAN):
+        for run in (run for run in runs if forget not in run.domains):
+            hint = nearest(forget, run.domains)
+            raise ConfigError(f"{run.folder} has no domain {forget!r}{hint} (domains: {', '.join(run.domains)})")
+        return (forget,)
+    common = runs[0].domains
+    for run in (run for run in runs if set(run.domains) != set(common)):
+        raise ConfigError(
+            f"{runs[0].folder} has the domains {', '.join(common)} and {run.folder} {', '.join(run.domains)}; choose "
+            "one that all have with --forget DOMAIN"
+        )
+    if len(common) > 1 and not forget:
+        raise ConfigError(
+            f"the runs have the domains {', '.join(common)}; choose one with --forget DOMAIN, or --forget {MEAN}"
+        )
+    return common
 
 
 def series(runs: Sequence[RunRecords], along: Iterable[str]) -> dict[str, list[RunRecords]]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgtm.config import ConfigError, nearest
-from sgtm.plot.records import RunRecords
+from sgtm.config import ConfigError
+from sgtm.plot.records import RunRecords, chosen_domains
 
 # One colour a method, the same in every figure; dark enough on white, and told apart by colour-blind readers.
 COLORS = {
@@ -21,7 +21,6 @@ COLORS = {
     "unlikelihood": "#999933",
 }
 OTHER = "#b8860b"
-MEAN = "mean"  # of all domains' losses
 
 
 def tradeoff(
@@ -40,7 +39,7 @@ def tradeoff(
     """
     if not runs:
         raise ConfigError("no runs to plot; give folders written by `sgtm train`")
-    domains = _domains(runs, forget)
+    domains = chosen_domains(runs, forget)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,26 +56,6 @@ def tradeoff(
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=160)
     plt.close(figure)
-
-
-def _domains(runs: Sequence[RunRecords], forget: str) -> tuple[str, ...]:
-    """The domains whose mean loss is drawn; the same for every run."""
-    if forget not in ("", MEAN):
-        for run in (run for run in runs if forget not in run.domains):
-            hint = nearest(forget, run.domains)
-            raise ConfigError(f"{run.folder} has no domain {forget!r}{hint} (domains: {', '.join(run.domains)})")
-        return (forget,)
-    common = runs[0].domains
-    for run in (run for run in runs if set(run.domains) != set(common)):
-        raise ConfigError(
-            f"{runs[0].folder} has the domains {', '.join(common)} and {run.folder} {', '.join(run.domains)}; choose "
-            "one that all have with --forget DOMAIN"
-        )
-    if len(common) > 1 and not forget:
-        raise ConfigError(
-            f"the runs have the domains {', '.join(common)}; choose one with --forget DOMAIN, or --forget {MEAN}"
-        )
-    return common
 
 
 def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[str, ...]) -> tuple[float, float]:

@@ -9,16 +9,15 @@ import numpy as np
 
 from sgtm.config import ConfigError
 from sgtm.interval import mean_interval
-from sgtm.plot.records import RunRecords, series
+from sgtm.plot.records import RunRecords, chosen_domains, series
 from sgtm.plot.tradeoff import COLORS
 
 _ALONG = ("labels.undiscovered", "labels.tpr")  # a share may be given as either
-_MORE = ("#b8860b", "#882255", "#332288", "#117733")  # where a method has more than one line
-_SIDES = {"forget": "better above", "retain": "better below"}
+_MORE = ("#b8860b", "#117733", "#aa4466", "#6699cc")  # where a method has more than one line
 Lines = dict[str, dict[float, list[float]]]  # losses, one a seed, by series and share
 
 
-def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrated") -> None:
+def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrated", forget: str = "") -> None:
     """Draw forget and retain loss against the undiscovered share: the mean over seeds and its 95 % t interval.
 
     Shares stand side by side at equal distances, so that 0 has a place like any other. Runs that have not ended are
@@ -26,13 +25,15 @@ def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrat
 
     Args:
         variant: intact, ablated or calibrated losses.
+        forget: the domain on the left where there are several, or ``mean``: the mean of all domains' losses.
 
     Raises:
-        ConfigError: no run has such losses at its end.
+        ConfigError: no run has such losses at its end, or several domains and none chosen.
     """
-    groups = series(runs, _ALONG)
-    lines = {category: _lines(groups, category, variant) for category in _SIDES}
-    shares = sorted({share for of in lines["forget"].values() for share in of})
+    domains, groups = chosen_domains(runs, forget), series(runs, _ALONG)
+    lines = [_lines(groups, categories, variant) for categories in (domains, ("retain",))]
+    names = (domains[0] if len(domains) == 1 else f"mean {', '.join(domains)}", "retain")
+    shares = sorted({share for of in lines[0].values() for share in of})
     if not shares:
         raise ConfigError(f"none of the {len(runs)} runs has {variant} losses at its last step; train to the end")
     import matplotlib
@@ -41,22 +42,22 @@ def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrat
     from matplotlib import pyplot as plt
 
     figure, sides = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
-    for axes, (category, side) in zip(sides, _SIDES.items(), strict=True):
+    for axes, of_side, what, better in zip(sides, lines, names, ("above", "below"), strict=True):
         others = cycle(_MORE)
-        for name, losses in lines[category].items():
+        for name, losses in of_side.items():
             _draw(axes, name, losses, shares, COLORS.get(name) or next(others))
         _dress(axes, shares)
-        axes.set_ylabel(f"{category} loss, {variant} (nats per token) → {side}")
+        axes.set_ylabel(f"{what} loss, {variant} (nats per token) → better {better}")
     sides[0].legend(frameon=False, title="mean, 95 % t interval", alignment="left")
     figure.savefig(out, dpi=160)
     plt.close(figure)
 
 
-def _lines(groups: dict[str, list[RunRecords]], category: str, variant: str) -> Lines:
+def _lines(groups: dict[str, list[RunRecords]], categories: Sequence[str], variant: str) -> Lines:
     lines: Lines = {}
     for name, runs in groups.items():
         for run in runs:
-            if (loss := run.final(category, variant)) is not None:
+            if (loss := run.final_mean(categories, variant)) is not None:
                 lines.setdefault(name, {}).setdefault(round(1 - run.rates[0], 12), []).append(loss)
     return lines
 

@@ -12,9 +12,18 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from sgtm.config import ConfigError, RunConfig
-from sgtm.data.labels import error_rates
-from sgtm.data.mixture import PreparedData, Rows
-from sgtm.train.run import Method, check_context, data_of, method_of, new_model, training_arguments
+from sgtm.data.conditional import Control
+from sgtm.data.mixture import PreparedData, Rows, step_draw_chances
+from sgtm.train.run import (
+    Method,
+    check_context,
+    data_of,
+    evaluation_rows,
+    labelled_rows,
+    method_of,
+    new_model,
+    training_arguments,
+)
 from sgtm.train.states import duration, is_complete
 from sgtm.train.sweep import Point
 
@@ -46,12 +55,14 @@ class Estimator:
         self.needs_data = needs_data
         self.data: dict[str, PreparedData | ConfigError] = {}
         self.models: dict[str, PreTrainedModel] = {}
+        self.per_row: dict[str, float] = {}
 
     def __call__(self, point: Point) -> Cost:
         """The cost of a run.
 
         Raises:
-            ConfigError: a run that would be refused when it starts; without its data only if ``needs_data``.
+            ConfigError: configuration, labels or data that a run would be refused for when it starts; without its data
+                only if ``needs_data``.
         """
         config = point.config
         try:
@@ -63,7 +74,8 @@ class Estimator:
             if found is None:
                 return _without_data(config, model, str(data))
             check_context(model, found)
-            per_row = tokens_per_row(config, method, found.train)
+            evaluation_rows(config, found)
+            per_row = self._tokens_per_row(config, method, found)
         except ConfigError as error:
             raise ConfigError(f"{point.name}: {error}") from error
         return Cost(model.num_parameters(), round(config.train.steps * config.train.batch_size * per_row))
@@ -79,6 +91,14 @@ class Estimator:
                 self.data[key] = error
         return self.data[key]
 
+    def _tokens_per_row(self, config: RunConfig, method: Method, data: PreparedData) -> float:
+        """Seeds draw different rows of nearly the same length."""
+        t = config.train
+        key = _key(config.data, config.partition.names, config.labels, method.use, t.mixing, t.batch_size)
+        if key not in self.per_row:
+            self.per_row[key] = tokens_per_row(config, method, data.train, data.control)
+        return self.per_row[key]
+
     def _model(self, config: RunConfig, data: PreparedData | None) -> PreTrainedModel:
         """The model without its weights."""
         key = _key(config.model, config.partition, config.method, config.data)
@@ -88,14 +108,17 @@ class Estimator:
         return self.models[key]
 
 
-def tokens_per_row(config: RunConfig, method: Method, rows: Rows) -> float:
-    """Predicted tokens of the mean row that a method trains on: a filter drops what is labelled forget."""
-    kept = np.ones(len(rows))
-    if method.use == "filter" and rows.labels is None and rows.token_labels is None:
-        num_domains = len(rows.domains)
-        tpr, fpr = error_rates(config.labels, rows.categories, rows.documents, num_domains)
-        kept = np.where(rows.categories < num_domains, 1 - tpr, 1 - fpr)
-    return float(np.average(rows.lengths - 1, weights=kept))
+def tokens_per_row(config: RunConfig, method: Method, rows: Rows, control: Control | None = None) -> float:
+    """Predicted tokens of the mean row that a method trains on: a filter drops what is labelled forget.
+
+    Raises:
+        ConfigError: see ``labelled_rows``.
+    """
+    labelled, _, _ = labelled_rows(config, method, rows, control)
+    kept = np.ones(len(labelled))
+    if config.train.mixing == "step_draw":
+        kept -= step_draw_chances(labelled, config.labels, method.use)[labelled.categories, -1]
+    return float(np.average(labelled.lengths - 1, weights=kept))
 
 
 def check(points: Sequence[Point]) -> list[Cost]:

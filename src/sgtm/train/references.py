@@ -40,6 +40,12 @@ _NO_MATTER = {  # for what an ordinary model learns, or matched by the tokens th
 }
 
 
+_OF_MASKING: dict[str, Any] = {  # settings of forget units, as a run without any has them
+    name: getattr(TrainConfig, name)
+    for name in ("update", "forget_lr_scale", "hear_domains", "auxiliary_spread", "core_robustness")
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A run's folder, as leakage sees it.
@@ -217,11 +223,14 @@ def _ordinary(config: RunConfig, rows: Rows, share: float) -> RunConfig:
     """``config`` for an ordinary model with a share of the forget data: what only masking needs is left out.
 
     Documents that were labelled forget by mistake are left out as they are in the run: no retain parameter learned from
-    them. Labels that the data comes with are set aside.
+    them. What the run's labels depend on, these do too. Labels that the data comes with are set aside.
     """
-    has_own = _has_labels(rows)
-    fpr = 0.0 if has_own else error_rates(config.labels, rows.categories, rows.documents, len(rows.domains))[1]
+    labels, fpr = config.labels, 0.0
+    if _is_drawn(config):
+        fpr = error_rates(labels, rows.categories, rows.documents, len(rows.domains))[1]
     drawn = LabelConfig(undiscovered=share) if not fpr else LabelConfig(tpr=1 - share, fpr=fpr)
+    if labels.depends_on != "nothing":
+        drawn = replace(drawn, depends_on=labels.depends_on, strength=labels.strength)
     partition = config.partition
     if not (config.model.expand or config.model.head_bias):  # then it shapes the model itself
         partition = PartitionConfig(domains={name: {"neurons": 1} for name in partition.domains})
@@ -229,8 +238,8 @@ def _ordinary(config: RunConfig, rows: Rows, share: float) -> RunConfig:
         config,
         method="filter",
         partition=partition,
-        labels=replace(drawn, retain_fraction=0.0, own=not has_own),
-        train=replace(config.train, update="gradient", forget_lr_scale=1.0, hear_domains=TrainConfig.hear_domains),
+        labels=replace(drawn, retain_fraction=0.0, own=not rows.has_labels),
+        train=replace(config.train, **_OF_MASKING, keep_checkpoints=TrainConfig.keep_checkpoints),
         evaluate=replace(config.evaluate, every=None),
         calibrate=replace(config.calibrate, every_evaluation=False),
     )
@@ -263,18 +272,14 @@ def _share(config: RunConfig, rows: Rows) -> float:
 
 def _own_share(config: RunConfig, rows: Rows) -> float:
     """Share of the forget tokens that the data's own labels leave undiscovered."""
-    seen = seen_tokens(replace(config, method="sgtm", train=replace(config.train, hear_domains=0.0)), rows)
+    seen = seen_tokens(replace(config, method="sgtm"), rows)
     missed, found = (sum(map(of, rows.domains)) for of in (seen.undiscovered, seen.labelled))
     return round(missed / max(missed + found, 1), 4)
 
 
 def _is_drawn(config: RunConfig) -> bool:
     """Whether the labels are drawn, so that the forget documents of one share hold those of a smaller one."""
-    return not (config.labels.own and _has_labels(_rows(config)))
-
-
-def _has_labels(rows: Rows) -> bool:
-    return rows.labels is not None or rows.token_labels is not None
+    return not _rows(config).labelled_by(config.labels).has_labels
 
 
 def _rows(config: RunConfig) -> Rows:

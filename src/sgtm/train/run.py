@@ -215,7 +215,7 @@ def ablation_matrix_of_run(
     config, model, sgtm = _load_on_device(folder)
     sgtm = _check_domains(folder, sgtm, ())
     config = replace(config, evaluate=replace(config.evaluate, rows=rows))
-    test = _test_rows(config, data_of(config))
+    test = evaluation_rows(config, data_of(config))
     with _autocast(config, model):
         return ablation_matrix(sgtm, test, batch_size)
 
@@ -251,7 +251,9 @@ def _card_losses(
     losses: dict[str, dict[str, float]] = {}
     names = {"intact": "before removal", "ablated": "this checkpoint"}
     with _autocast(config, model):
-        found = evaluate_categories(model, _test_rows(config, data), sgtm, None, config.evaluate.batch_size, without)
+        found = evaluate_categories(
+            model, evaluation_rows(config, data), sgtm, None, config.evaluate.batch_size, without
+        )
     for (category, variant), loss in found.items():
         losses.setdefault(category, {})[names[variant]] = loss.mean
     return losses
@@ -284,7 +286,7 @@ class Evaluation:
         without: Sequence[str] = (),
     ) -> None:
         self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
-        self.test = _test_rows(config, data)
+        self.test = evaluation_rows(config, data)
         self.for_removed = data.for_removed
         train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
         self.train = {c: data.for_removed(found) for c, found in train.items()}
@@ -304,8 +306,12 @@ class Evaluation:
         return self.losses
 
 
-def _test_rows(config: RunConfig, data: PreparedData) -> dict[Category, Rows]:
-    """The test split's rows by category, as many of each as configured."""
+def evaluation_rows(config: RunConfig, data: PreparedData) -> dict[Category, Rows]:
+    """The test split's rows by category, as many of each as configured.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
     rows = config.evaluate.rows
     test = {c: data.test.of(c, rows, config.seed) for c in data.test.present}
     for category, found in test.items():
@@ -434,9 +440,7 @@ def labelled_rows(
     config: RunConfig, method: Method, rows: Rows, control: Control | None = None
 ) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
     """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
-    t = config.train
-    if not config.labels.own:
-        rows = replace(rows, labels=None, token_labels=None)
+    t, rows = config.train, rows.labelled_by(config.labels)
     if t.mixing == "step_draw":
         chances = step_draw_chances(rows, config.labels, method.use)
         return rows, StepDrawSampler(rows.categories, chances, t.batch_size, config.seed), {}

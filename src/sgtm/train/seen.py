@@ -46,7 +46,8 @@ class Seen:
         return int(self.counts[self.domains.index(domain), : -len(self.domains)].sum())
 
     def labelled(self, domain: Category) -> int:
-        """Tokens of ``domain`` that were trained on in the mode of a domain (a filter drops them)."""
+        """Tokens of ``domain`` that were trained on as a domain's: masked, made unlikely, or after a control token for
+        it (a filter drops them)."""
         return int(self.counts[self.domains.index(domain), -len(self.domains) :].sum())
 
 
@@ -90,10 +91,12 @@ def steps_to_see(config: RunConfig, rows: Rows, retain_tokens: int) -> tuple[int
 def _epochs(config: RunConfig, rows: Rows) -> Iterator[Counts]:
     """(steps, categories, modes) predicted tokens of each step, epoch after epoch without end."""
     method = method_of(config)
-    if method.use == "condition":  # control tokens are no targets, so it sees what everything is
-        method = replace(method, use="everything")
-    labelled, sampler, _ = labelled_rows(config, method, rows)
-    predicted = _predicted_tokens(labelled)
+    if method.use == "condition":  # control tokens are no targets: it sees everything, what is labelled after a token
+        labelled, sampler, _ = labelled_rows(config, replace(method, use="everything"), rows)
+        predicted = _predicted_tokens(labelled_rows(config, replace(method, use="modes"), rows)[0])
+    else:
+        labelled, sampler, _ = labelled_rows(config, method, rows)
+        predicted = _predicted_tokens(labelled)
     for epoch in count():
         sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         order, tokens = _in_order(list(sampler), predicted)

@@ -149,3 +149,21 @@ def test_mistakes_are_refused(prepared, words, message):
         main(["data", "score", str(prepared), *words])
     with pytest.raises(SystemExit, match="has no manifest"):
         main(["data", "score", "./nowhere", "--by", "topic"])
+
+
+def test_topics_of_texts_with_few_words(tmp_path):
+    """Many documents, fewer different words than the dimensions that texts are clustered in."""
+    pytest.importorskip("sklearn", reason="the extra `label` has scikit-learn")
+    words = {"retain": ["cat", "dog", "sun", "hill"], "forget": ["gato", "perro", "sol", "cerro"]}
+
+    def documents():
+        rng = np.random.default_rng(0)
+        for i in range(120):
+            for category, known in words.items():
+                yield Document(f"{category}{i}", category, " ".join(rng.choice(known, 12)))
+
+    folder = prepare(
+        documents, PrepareConfig(tmp_path / "data", "train:300", 16, test_fraction=0.1), {"source": "test"}
+    )
+    main(["data", "score", str(folder), "--by", "topic", "--topics", "2"])
+    assert len(set(pq.read_table(folder / "scores" / "topic.parquet")["score"].to_pylist())) == 4

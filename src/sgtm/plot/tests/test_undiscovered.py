@@ -1,13 +1,16 @@
 """Loss against the undiscovered share: what is drawn, and what is not."""
 
+import json
 import math
 
 import pytest
 
 from sgtm.config import ConfigError
 from sgtm.interval import mean_interval, t_quantile
+from sgtm.plot.grid import grid
 from sgtm.plot.records import read_runs, series
-from sgtm.plot.undiscovered import undiscovered
+from sgtm.plot.tradeoff import COLORS
+from sgtm.plot.undiscovered import _MORE, undiscovered
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="the extra `plot` has matplotlib")
 
@@ -68,6 +71,30 @@ def test_a_method_in_two_settings_is_two_lines(write_runs, drawn):
     names = ["sgtm, forget_lr_scale 1.0 (2 seeds)", "sgtm, forget_lr_scale 0.1 (1 seed)", "filter (1 seed)"]
     assert list(lines_of(drawn(runs)[0])) == names
     assert [len(of) for of in series(read_runs(runs), ["train.forget_lr_scale"]).values()] == [2 + 1, 1]
+
+
+def test_several_domains(write_runs, drawn, tmp_path):
+    units = {name: {"neurons": 8} for name in ("biology", "cyber")}
+    runs = write_runs({0: (3, 8)}, labels__undiscovered=0, partition__domains=units)
+    for run in runs:
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        last = records.pop()
+        records += [{**last, "category": "biology", "loss": 5.0}, {**last, "category": "cyber", "loss": 7.0}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for forget, loss in (("biology", 5), ("cyber", 7), ("mean", 6)):
+        left, right = drawn(runs, forget=forget)
+        assert lines_of(left) == {"sgtm (1 seed)": [loss]}
+        assert lines_of(right) == {"sgtm (1 seed)": [3]}
+        assert left.get_ylabel().startswith("mean biology, cyber" if forget == "mean" else forget)
+    with pytest.raises(ConfigError, match="choose one with --forget"):
+        undiscovered(read_runs(runs), tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="'forget' is no category of these runs"):
+        grid(read_runs(runs), tmp_path / "x.png")
+
+
+def test_methods_have_colours_of_their_own():
+    colours = [*COLORS.values(), *_MORE]
+    assert len(set(colours)) == len(colours)
 
 
 def test_bad_input_is_refused(write_runs, tmp_path):

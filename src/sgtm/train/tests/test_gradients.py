@@ -180,3 +180,10 @@ def test_what_is_kept_is_said_on_the_command_line(prepared, tmp_path):
     main(["train", str(tmp_path / "tiny.yaml"), "--train.keep-checkpoints", "None", "--run-dir", str(tmp_path / "run")])
     assert load(tmp_path / "run" / "config.yaml").train.keep_checkpoints is None
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 4
+
+
+def test_the_datas_own_labels_are_set_aside_as_in_training(labelled_texts, tmp_path):
+    config = config_of(labelled_texts, labels={"own": False, "undiscovered": 0.25})
+    train(config, tmp_path / "run")
+    records = measured(tmp_path / "run")
+    assert all("retain" in r["cosines"] for r in records), "no span of the data is labelled retain"

@@ -24,6 +24,13 @@ from sgtm.train.tests.test_run import config_of
 from sgtm.train.tests.test_seen import QUICK
 
 SHARES = (0.0, 0.25, 1.0)
+GRAM = {
+    "method": "gram",
+    "partition": {"heads": 0, "neurons": 16},
+    "train__update": "per_block",
+    "train__auxiliary_spread": 0.3,
+    "train__core_robustness": 0.3,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,6 +152,8 @@ def test_models_are_known_by_what_they_were_trained_on(world, prepared, tmp_path
         ("warm-up", {"train__warmup_steps": 9}, 3),
         ("steps", {"train__steps": 44}, 3),
         ("calibration", {"calibrate__steps": 3}, 0),
+        ("checkpoints", {"train__keep_checkpoints": None}, 0),
+        ("draws of GRAM", GRAM, 0),
         ("false positives", {"labels": {"tpr": 0.8, "fpr": 0.2}}, 3),
         ("test rows", {"evaluate__rows": 5}, 3),
         ("width", {"model__config": {**load(world / "sgtm-0/config.yaml").model.config, "hidden_size": 24}}, 3),
@@ -174,6 +183,33 @@ def test_false_positives_are_dropped_alike(prepared, data, tmp_path):
     assert grid[1].kind == plan_references([run], None, SHARES).runs[0].kind
     assert asdict(grid[0].config.labels)["precision"] is None
     assert seen_tokens(of_run, data.train).counts[2, 0] > 0
+
+
+def test_false_positives_are_dropped_alike_where_the_datas_own_labels_are_set_aside(labelled_texts, tmp_path):
+    labels = {"own": False, "tpr": 0.7, "fpr": 0.2}
+    run = pretend(small(labelled_texts, labels=labels, train__batch_size=8), tmp_path / "run")
+    (grid,) = plan_references([run], None, SHARES).grids.values()
+    assert {model.config.labels.fpr for model in grid} == {0.2}
+
+
+def test_documents_nest_where_errors_depend_on_something(labelled_texts, tmp_path):
+    """An ordinary model with the run's share trains on the very documents that the run has not discovered."""
+    labels = {"own": False, "undiscovered": 0.25, "depends_on": "length", "strength": 20.0}
+    run = pretend(small(labelled_texts, labels=labels, train__batch_size=8), tmp_path / "run")
+    (grid,) = plan_references([run], None, SHARES).grids.values()
+    data = PreparedData.load(DataConfig(str(labelled_texts))).train
+
+    def unmasked(config):
+        rows, _ = training_rows(data, config.labels, "modes", config.seed)
+        return set(rows.documents[(rows.categories == 0) & (rows.modes == 0)].tolist())
+
+    of_run, of_models = unmasked(load(run / "config.yaml")), [unmasked(model.config) for model in grid]
+    assert of_models[1] == of_run
+    assert of_models[0] == set() < of_models[1] < of_models[2]
+    even = pretend(
+        small(labelled_texts, labels={**labels, "depends_on": "nothing"}, train__batch_size=8), tmp_path / "e"
+    )
+    assert len(plan_references([even], tmp_path / "references", SHARES).missing) == len(SHARES)
 
 
 def test_labels_that_the_data_comes_with_are_set_aside(labelled_texts, tmp_path):

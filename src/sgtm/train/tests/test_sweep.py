@@ -399,6 +399,10 @@ def test_a_filter_takes_the_tokens_of_the_rows_that_it_keeps(tmp_path, sentences
         assert tokens_per_row(config, METHODS["filter"], rows) == pytest.approx(expected, rel=0.02)
     whole = (rows.lengths - 1).mean()
     assert whole == pytest.approx(expected)
+    own = replace(rows, labels=rows.categories)  # labels that the data comes with, without errors
+    config = config_of(folder, method="filter", labels={})
+    english = tokens_per_row(config_of(folder, labels={"undiscovered": 0.0}), METHODS["filter"], rows)
+    assert tokens_per_row(config, METHODS["filter"], own) == pytest.approx(english)
     assert whole > 1.2 * tokens_per_row(config_of(folder, labels={"undiscovered": 0.0}), METHODS["filter"], rows)
 
 
@@ -419,6 +423,10 @@ def test_without_data_it_is_the_most_that_it_can_be(tmp_path):
         ({"train__optimizer": "adamv"}, "TrainingArguments refuses"),
         ({"model__config": {**TINY["model"]["config"], "max_position_embeddings": 8}}, "rows of 16 tokens"),
         ({"labels": {"tpr": 0.9, "fpr": 0.9}, "method": "filter"}, "together at most 1"),
+        ({"labels": {"undiscovered": 0.2, "depends_on": "loss"}}, "no scores 'loss'"),
+        ({"method": "token_masking", "train__mixing": "step_draw"}, "labels whole steps"),
+        ({"train__batch_size": 5000}, "batch_size=5000 is more than"),
+        ({"evaluate__rows": 5000}, "evaluate.rows=5000 is more than"),
     ],
 )
 def test_a_run_that_would_be_refused_is_found_before_the_first_starts(prepared, tmp_path, changes, message):
