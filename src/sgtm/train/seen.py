@@ -42,7 +42,10 @@ class Seen:
         return int(_retain(self.counts, len(self.domains)))
 
     def undiscovered(self, domain: Category) -> int:
-        """Tokens of ``domain`` in default or retain mode: nobody labelled them, and no gradient was masked."""
+        """Tokens of ``domain`` in default or retain mode: nobody labelled them, and no gradient was masked.
+
+        (GRAM's auxiliary spread also lets labelled ones update everything; these are not counted here.)
+        """
         return int(self.counts[self.domains.index(domain), : -len(self.domains)].sum())
 
     def labelled(self, domain: Category) -> int:
