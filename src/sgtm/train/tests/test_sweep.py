@@ -169,7 +169,7 @@ def test_the_command_line_wins_over_settings_but_not_over_what_is_varied(write_s
 
 def test_sweeps_in_the_repository_are_valid(request):
     paths = sorted((request.config.rootpath / "configs" / "sweeps").rglob("*.yaml"))
-    names = ["grid", "leakage", "mislabeling", "tradeoff"]
+    names = ["grid", "mislabeling", "tradeoff"]
     assert [path.stem for path in paths] == [f"{name}-{preset}" for name in names for preset in ("cpu", "paper")]
     counts = {path.stem: len(points(path)) for path in paths}
     assert counts["mislabeling-paper"] == 14 * 3 * 3
