@@ -72,6 +72,8 @@ def label_texts(
     rows = open_rows(source, split, streaming=True)
     columns = column_names(rows, source)
     _check_columns(columns, config, column, source)
+    if not len(next(tables(rows), ())):
+        raise ConfigError(f"{source} has no rows")
     shown = from_file(examples, config) if examples is not None else from_column(rows, column, config)
     if manifest is None:
         classifier, manifest = _learn(shown, config, settings)
@@ -279,8 +281,6 @@ def _finish(out: Path, manifest: dict[str, Any], config: ClassifyConfig, columns
             wanted = ["label", *_score_columns(config), *(["category"] if "category" in columns else [])]
             for batch in opened.iter_batches(columns=wanted):
                 _count(batch, labels, truths, bins, config)
-    if not labels:
-        raise ConfigError(f"{manifest['settings']['source']} has no rows")
     done = manifest | {
         "rows": sum(labels.values()),
         "labels": dict(sorted(labels.items())),
