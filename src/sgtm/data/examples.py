@@ -18,6 +18,7 @@ from sgtm.data.tokenize import UNLABELED
 
 NOT_SHOWN = -2  # the code of a row that nobody labelled by hand
 _BATCH = 1000  # rows that are read, and classified, together
+_SHOWN = 6  # values that an error names
 _MOST_EXAMPLES = 20_000  # of a column: more are a random sample
 
 
@@ -67,9 +68,11 @@ def _examples(rows: Any, column: str, config: ClassifyConfig, where: str) -> Exa
     found = _sample(found, config.seed)
     for value in config.values.values():
         if not values[value]:
+            common = ", ".join(f"{name!r} {n} times" for name, n in values.most_common(_SHOWN)) or "no labels at all"
+            more = f" and {len(values) - _SHOWN} other values" if len(values) > _SHOWN else ""
             raise ConfigError(
-                f"{where} has no example labelled {value!r}{nearest(value, values)} (it has {dict(values)}); name what "
-                "is to be removed with --domains"
+                f"{where} has no example labelled {value!r} (it has {common}{more})"
+                f"{nearest(value, values) if not more else ''}; name what is to be removed with --domains"
             )
     return Examples(list(found), np.array(list(found.values()), np.int64))
 
@@ -98,4 +101,12 @@ def strings(table: pa.Table, column: str) -> list[str]:
 
 
 def tables(rows: Any, skip: int = 0) -> Iterator[pa.Table]:
-    yield from (rows.skip(skip) if skip else rows).with_format("arrow").iter(_BATCH)
+    """The rows after the first ``skip``, some at a time.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    try:
+        yield from (rows.skip(skip) if skip else rows).with_format("arrow").iter(_BATCH)
+    except (ValueError, OSError) as error:  # pyarrow's errors are among these
+        raise ConfigError(f"the rows cannot be read: {str(error).splitlines()[0]} (is the data empty?)") from error

@@ -70,6 +70,8 @@ def label_texts(
     manifest = _open(out, settings, resume)
     rows, columns = open_columns(source, split, streaming=True)
     _check_columns(columns, config, column, source)
+    if not len(next(tables(rows), ())):
+        raise ConfigError(f"{source} has no rows")
     shown = from_file(examples, config) if examples is not None else from_column(rows, column, config)
     if manifest is None:
         classifier, manifest = _learn(shown, config, settings)
@@ -277,8 +279,6 @@ def _finish(out: Path, manifest: dict[str, Any], config: ClassifyConfig, columns
             wanted = ["label", *_score_columns(config), *(["category"] if "category" in columns else [])]
             for batch in opened.iter_batches(columns=wanted):
                 _count(batch, labels, truths, bins, config)
-    if not labels:
-        raise ConfigError(f"{manifest['settings']['source']} has no rows")
     done = manifest | {
         "rows": sum(labels.values()),
         "labels": dict(sorted(labels.items())),

@@ -178,7 +178,10 @@ def _open_files(path: Path) -> IterableDataset:
         raise ConfigError(
             f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {sorted(map(str, kinds))}"
         )
-    return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
+    try:
+        return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
+    except StopIteration as error:  # what datasets gives for a file of JSON lines that has none
+        raise ConfigError(f"{path} has no rows") from error
 
 
 def _split(data: Any, name: str, split: str) -> Dataset:

@@ -376,6 +376,13 @@ def test_data_and_examples_that_do_not_fit_are_refused(folder, labelled, tmp_pat
         label_texts("./none.parquet", config, examples=examples)
     with pytest.raises(ConfigError, match="lies in"):
         label_texts(data, ClassifyConfig(folder / "data" / "out"), examples=examples)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    (tmp_path / "empty.jsonl").write_text("")
+    for name in ("empty.parquet", "empty.jsonl"):
+        with pytest.raises(ConfigError, match=r"cannot be read|has no rows|no column 'text'"):
+            label_texts(str(tmp_path / name), config, examples=examples)
+    with pytest.raises(ConfigError, match=r"no example labelled 'forget' \(it has .* and 294 other values"):
+        label_texts(examples, config, column="page")
     few = write(tmp_path / "few.parquet", rows_of(12, seed=1))
     with pytest.raises(ConfigError, match="too few; label more"):
         label_texts(data, config, examples=few)
