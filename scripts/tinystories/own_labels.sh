@@ -5,6 +5,7 @@
 # precision and recall that so few can vouch for. `none` and a filter of the true labels frame the comparison.
 # Results: OUT/runs/*/metrics.jsonl and OUT/tradeoff.png; of the labels: OUT/labels-*/manifest.json.
 set -euo pipefail
+PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
 
 source="" test="" out=runs/own_labels seeds="0 1 2" preset=paper run=""
 while (($#)); do
@@ -20,7 +21,7 @@ while (($#)); do
 done
 [[ $source && $test ]] || { echo "give --source TRAIN.parquet --test TEST.parquet" >&2; exit 2; }
 case $preset in
-  cpu) config=configs/tinystories/tatoeba.yaml prepare="--tokenizer train:1024 --context 64 --pack" ;;
+  cpu) config=configs/tinystories/cpu.yaml prepare="--tokenizer train:1024 --context 64 --pack" ;;
   paper) config=configs/tinystories/64M.yaml prepare="--context 512" ;;
   *) echo "--preset $preset is neither cpu nor paper" >&2; exit 2 ;;
 esac

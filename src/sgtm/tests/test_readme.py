@@ -41,3 +41,15 @@ def test_paths_exist(request):
     text = (root / "README.md").read_text(encoding="utf-8")
     for path in set(re.findall(r"\b(?:configs|docs|src|benchmarks)/[\w./-]+\.(?:yaml|md|py|png)", text)):
         assert (root / path).exists(), path
+
+
+def test_configurations_that_scripts_name_exist(request):
+    root = request.config.rootpath
+    named = [
+        path
+        for script in (root / "scripts").rglob("*.sh")
+        for path in re.findall(r"\bconfigs/[\w./-]+\.yaml", script.read_text(encoding="utf-8"))
+    ]
+    assert named
+    for path in named:
+        assert (root / path).exists(), path
