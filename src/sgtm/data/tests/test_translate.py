@@ -689,7 +689,7 @@ def test_settings_that_make_no_sense(tmp_path, server, settings, message):
     [
         ('{"text": 3}\n', "must be text"),
         ('{"text": ""}\n', "has no text in text"),
-        ("", "it is empty"),
+        ("", "has no rows"),
         ("{bad", "cannot be read as a table"),
     ],
 )
