@@ -317,9 +317,11 @@ class WikipediaConfig:
     """Test documents of each category, at most; nor more than the share test_fraction of the category."""
     shard: int = 20_000
     """Documents after which a run that is killed can go on."""
+    processes: int | None = None
+    """Processes that tokenise; by default one for each core. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, "wikipedia", "test_documents", "shard")
+        _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
 
 
 def load(path: str | Path, **changes: Any) -> RunConfig:

@@ -1,8 +1,15 @@
 """Texts -> token ids: the tokenizer's own, in parallel, and each word of a text only once."""
 
 import json
+import os
 import re
-from itertools import chain
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, cycle
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -62,14 +69,78 @@ class Encoder:
         assert self.known is not None
         new = list(set(chain.from_iterable(words)).difference(self.known))
         groups = [new[i : i + _WORDS] for i in range(0, len(new), _WORDS)]
-        texts = ["".join(f" {word}" for word in group) for group in groups]
+        texts = [f" {' '.join(group)}" for group in groups]
         for group, ids in zip(groups, self._whole(texts), strict=True):
-            starts = np.flatnonzero(self.begins_word[ids]) * ids.itemsize
-            ends, raw = [*starts[1:].tolist(), ids.nbytes], ids.tobytes()
-            self.known.update(
-                (word, raw[start:end]) for word, start, end in zip(group, starts.tolist(), ends, strict=True)
-            )
+            starts = (np.flatnonzero(self.begins_word[ids]) * ids.itemsize).tolist()
+            ends, raw = [*starts[1:], ids.nbytes], ids.tobytes()
+            self.known.update(zip(group, map(raw.__getitem__, map(slice, starts, ends)), strict=True))
         return new
+
+
+class Encoders:
+    """Encoders in processes of their own; with one process, an encoder in this one.
+
+    Scripts that prepare data with several need the ``if __name__ == "__main__"`` that `multiprocessing` asks for.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, processes: int) -> None:
+        self.encoder = Encoder(tokenizer) if processes == 1 else None
+        # No fork: threads of Arrow and of the tokenizer are running.
+        spawn, said = get_context("spawn"), tokenizer.to_str()
+        self.workers: list[tuple[BaseProcess, Connection]] = []
+        for _ in range(processes if processes > 1 else 0):
+            ours, theirs = spawn.Pipe()
+            worker = spawn.Process(target=_work, args=(theirs, said), daemon=True)
+            worker.start()
+            theirs.close()  # theirs alone is left: where this process is killed, they see that and end
+            self.workers.append((worker, ours))
+
+    def __call__(self, lots: Iterable[list[str]]) -> Iterator[list[Ids]]:
+        """The ids of each lot of texts, in order; as many lots are read ahead as there are processes."""
+        if self.encoder is not None:
+            yield from map(self.encoder, lots)
+            return
+        turns = cycle([pipe for _, pipe in self.workers])
+        waiting: deque[Connection] = deque()  # each has one lot: two ends that both write would wait for each other
+        for lot in lots:
+            found = self._next(waiting) if len(waiting) == len(self.workers) else None
+            pipe = next(turns)
+            with _still_there():
+                pipe.send(lot)
+            waiting.append(pipe)
+            if found is not None:
+                yield found
+        while waiting:
+            yield self._next(waiting)
+
+    @staticmethod
+    def _next(waiting: deque[Connection]) -> list[Ids]:
+        with _still_there():
+            found: list[Ids] = waiting.popleft().recv()
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        for _, pipe in self.workers:
+            pipe.close()
+        for worker, _ in self.workers:
+            worker.join()
+
+
+@contextmanager
+def _still_there() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError("a process that tokenises has ended; is the memory full? Use fewer processes") from error
+
+
+def _work(pipe: Connection, said: str) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have processes of their own
+    encoder = Encoder(Tokenizer.from_str(said))
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
+        while True:
+            pipe.send(encoder(pipe.recv()))
 
 
 def words_stand_alone(tokenizer: Tokenizer) -> bool:

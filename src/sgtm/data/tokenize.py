@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sgtm.config import Category, ConfigError, PrepareConfig
-from sgtm.data.encode import Encoder, Ids
+from sgtm.data.encode import Encoders, Ids
 
 END_OF_TEXT = "<|endoftext|>"
 MANIFEST = "manifest.json"
@@ -75,6 +75,8 @@ class _Kind(NamedTuple):
 
 
 Source = Callable[[], Iterable[Document]]  # can be read more than once
+_Batch = list[tuple[Document, str | None]]  # each with its split, if the source says so
+_Encoding = tuple[Ids, list[tuple[int, int]]]  # of a text: ids, and the first character and last + 1 of each
 
 
 def prepare(
@@ -87,6 +89,7 @@ def prepare(
     topics: bool = False,
     rejected: Mapping[str, int] | None = None,
     shard: int | None = None,
+    processes: int = 1,
 ) -> Path:
     """Tokenise ``source`` into ``config.out`` and return that folder.
 
@@ -101,6 +104,7 @@ def prepare(
         rejected: documents that the source itself turned away, by reason; they are counted with those rejected here.
         shard: documents after which a run that is killed can go on; by default it starts anew. ``origin`` must say
             all that the source's documents depend on (hashes of its files), or what it goes on with may be stale.
+        processes: that tokenise; what is written is the same with any number.
 
     Raises:
         ConfigError: see ``PrepareConfig.check``; the tokenizer cannot be had, a split is empty, or the disk is full.
@@ -115,7 +119,7 @@ def prepare(
     partial = config.out.with_name(f"{config.out.name}.partial")
     with _kept_if(shard is not None, partial):
         writing = _Writing(config, tokenizer, labelled, topics, partial, shard, _hash_of([about, shard]))
-        writing.write(source, test_source, split_of)
+        writing.write(source, test_source, split_of, processes)
         counts = writing.counts(rejected or {})
         _check_counts(counts)
         writing.save_splits()
@@ -370,29 +374,31 @@ class _Writing:
         # Files of a run that can go on stay where they are written; others are written anew as `datasets` would.
         rows, together = (folder, _ROWS) if shard else (folder / "rows", 1)
         self.writers = {s: _RowWriter(rows / s, config, labelled, topics, together) for s in ("train", "test")}
-        self.encode = Encoder(tokenizer.backend_tokenizer)
         self.names = [UNLABELED]
         self.documents: Counter[tuple[str, _Kind]] = Counter()
         self.rejected: Counter[str] = Counter()
         self.num_read = 0  # documents of the source
 
-    def write(self, source: Source, test_source: Source | None, split_of: _Splitter) -> None:
+    def write(self, source: Source, test_source: Source | None, split_of: _Splitter, processes: int) -> None:
         """Write all documents, or those that an earlier run did not come to."""
         self._restore()
         tests = test_source() if test_source is not None else ()
         documents = chain(((d, None) for d in source()), ((d, "test") for d in tests))
         rest = islice(documents, self.num_read, None)
         progress = tqdm(rest, "documents", initial=self.num_read, unit="", unit_scale=True, leave=False)
+        batches = _batches(progress, _BATCH_CHARACTERS if self.shard else None)
         saved = self.num_read
+        encoders = Encoders(self.tokenizer.backend_tokenizer, processes)
         try:
-            for batch in _batches(progress, _BATCH_CHARACTERS if self.shard else None):
-                self._add([(split or split_of(document), document) for document, split in batch])
+            for batch, encodings in self._encoded(batches, encoders):
+                self._add([(split or split_of(document), document) for document, split in batch], encodings)
                 if self.shard and self.num_read - saved >= self.shard:
                     self._save()
                     saved = self.num_read
             for writer in self.writers.values():
                 writer.close()
         finally:
+            encoders.close()
             for writer in self.writers.values():
                 writer.abandon()
 
@@ -416,9 +422,8 @@ class _Writing:
             DatasetDict(splits).save_to_disk(self.folder)
         shutil.rmtree(self.folder / "rows")
 
-    def _add(self, batch: list[tuple[str, Document]]) -> None:
+    def _add(self, batch: list[tuple[str, Document]], encodings: Iterable[_Encoding]) -> None:
         of_tokens = self.labelled == "tokens"
-        encodings = self._encodings([document.text for _, document in batch])
         rows: dict[tuple[str, _Kind], list[_Encoded]] = {}
         for (split, document), (ids, offsets) in zip(batch, encodings, strict=True):
             if reason := _reason_to_reject(split, document):
@@ -434,12 +439,17 @@ class _Writing:
             self.writers[split].add(kind, found)
         self.num_read += len(batch)
 
-    def _encodings(self, texts: list[str]) -> Iterable[tuple[Ids, list[tuple[int, int]]]]:
-        """Ids of each text and, where tokens have labels, the tokens' places in it."""
+    def _encoded(self, batches: Iterable[_Batch], encoders: Encoders) -> Iterator[tuple[_Batch, Iterable[_Encoding]]]:
+        """Batches with the ids of each text and, where tokens have labels, the tokens' places in it."""
         if self.labelled != "tokens":
-            return ((ids, []) for ids in self.encode(texts))
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-        return ((np.array(encoding.ids, np.int32), encoding.offsets) for encoding in encodings)
+            batches, again = tee(batches)  # encoders read a few ahead
+            for batch, ids in zip(batches, encoders([d.text for d, _ in batch] for batch in again), strict=True):
+                yield batch, ((of_text, []) for of_text in ids)
+            return
+        for batch in batches:
+            texts = [document.text for document, _ in batch]
+            encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+            yield batch, [(np.array(encoding.ids, np.int32), encoding.offsets) for encoding in encodings]
 
     def _counts_by(self, split: str, name: Callable[[_Kind], str], order: Callable[[str], Any]) -> dict[str, Any]:
         writer, found = self.writers[split], [kind for s, kind in self.documents if s == split]
@@ -559,9 +569,7 @@ def _check_counts(counts: dict[str, Any]) -> None:
         )
 
 
-def _batches(
-    documents: Iterable[tuple[Document, str | None]], characters: int | None
-) -> Iterator[list[tuple[Document, str | None]]]:
+def _batches(documents: Iterable[tuple[Document, str | None]], characters: int | None) -> Iterator[_Batch]:
     """Documents in lots that are tokenised together; a lot ends behind the document that reaches ``characters``."""
     lot, size = [], 0
     for document in documents:

@@ -7,6 +7,7 @@ Every row of the topics and every article is used or counted under a reason in t
 """
 
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,7 @@ def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path
     topics = _topics(wikipedia, config.out.parent)
     corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents)
     origin = {
-        **{key: str(value) for key, value in asdict(wikipedia).items()},
+        **{key: str(value) for key, value in asdict(wikipedia).items() if key != "processes"},
         "revision": revision,
         "files": {file.name: file_hash(file) for file in files},
         "topics_file": file_hash(wikipedia.topics),
@@ -61,7 +62,14 @@ def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path
         "choice": RULE,
     }
     return prepare(
-        corpus.train, config, origin, corpus.test, topics=True, rejected=corpus.rejected, shard=wikipedia.shard
+        corpus.train,
+        config,
+        origin,
+        corpus.test,
+        topics=True,
+        rejected=corpus.rejected,
+        shard=wikipedia.shard,
+        processes=wikipedia.processes or os.cpu_count() or 1,
     )
 
 

@@ -1,12 +1,14 @@
 """The encoder gives the tokenizer's own ids, whatever came before and whatever the text looks like."""
 
+import multiprocessing
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sgtm.data import encode
-from sgtm.data.encode import Encoder, words_stand_alone
+from sgtm.data.encode import Encoder, Encoders, words_stand_alone
 
 SPACES = [" ", " ", " ", "  ", "\n", "\t", "\r\n", "\x85", "\xa0", "\u2003", "\u3000", "\x1c"]
 PIECES = [*SPACES, "a", "the", "cat", "'s", "'", "12", "é", "漢", "🙂", ".", ",", "Ġ", "<|endoftext|>", "\ufeff", "\0"]
@@ -65,6 +67,26 @@ def test_other_tokenizers_see_whole_texts(change):
     assert words_stand_alone(tokenizer)
     change(tokenizer)
     assert Encoder(tokenizer).known is None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_lots_come_back_in_order(tokenizer, processes):
+    lots = [[f"the cat{n} {'sat ' * (n * i % 7)}" for i in range(50 - n)] for n in range(9)]
+    encoders = Encoders(tokenizer, processes)
+    try:
+        found = [[ids.tolist() for ids in lot] for lot in encoders(lots)]
+    finally:
+        encoders.close()
+    assert found == [[e.ids for e in tokenizer.encode_batch(lot, add_special_tokens=False)] for lot in lots]
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_ends_is_no_silence(tokenizer):
+    encoders = Encoders(tokenizer, 2)
+    encoders.workers[1][0].kill()
+    with pytest.raises(RuntimeError, match="has ended"):
+        list(encoders([["the cat"]] * 5))
+    encoders.close()
 
 
 def test_a_tokenizer_of_another_kind():

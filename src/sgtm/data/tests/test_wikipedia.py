@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +74,7 @@ def config(out, **changes):
 
 
 def wikipedia(folder, **changes):
-    given = WikipediaConfig(folder / "topics.csv", str(folder / "articles"), adjacent=ADJACENT, shard=64)
+    given = WikipediaConfig(folder / "topics.csv", str(folder / "articles"), adjacent=ADJACENT, shard=64, processes=1)
     return replace(given, **changes)
 
 
@@ -251,7 +253,7 @@ def test_files_that_are_no_articles(tmp_path, content):
 
 
 KILLED = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from pathlib import Path
 from sgtm.config import PrepareConfig, WikipediaConfig
 from sgtm.data import tokenize
@@ -265,6 +267,7 @@ def killing(self, *arguments):
     count += 1
     result = whole(self, *arguments)
     if count == times:
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
@@ -272,18 +275,29 @@ setattr(tokenize._Writing, method, killing)
 tokenize._BATCH = 16
 prepare_wikipedia(
     PrepareConfig(out, "train:300", 32, pack=True, test_fraction=0.2),
-    WikipediaConfig(source / "topics.csv", str(source / "articles"), adjacent=sys.argv[5], shard=64),
+    WikipediaConfig(source / "topics.csv", str(source / "articles"), adjacent=sys.argv[5], shard=64, processes=2),
 )
 """
 
 
 def killed_after(source, out, method, times):
-    environment = os.environ | {"RAYON_NUM_THREADS": "3"}
+    """Documents behind which the killed run can go on; the processes that tokenised for it end by themselves."""
     words = [sys.executable, "-c", KILLED, str(source), str(out), method, str(times), ADJACENT]
-    ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+    deadline = time.monotonic() + 30
+    while any(is_running(int(pid)) for pid in ended.stdout.split()):
+        assert time.monotonic() < deadline, "the processes that tokenise outlive the one that started them"
+        time.sleep(0.05)
     assert not out.exists()
     return json.loads((out.with_name("out.partial") / tokenize.PROGRESS).read_text())["num_read"]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -295,13 +309,15 @@ def killed_after(source, out, method, times):
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch, method, times):
-    """Killed behind a point to go on from, between two, and after the last document; by another number of threads."""
+    """Killed between two points to go on from, behind one, and after the last document; with other processes."""
     monkeypatch.setattr(tokenize, "_BATCH", 16)
     unbroken = hashes(prepare_wikipedia(config(tmp_path / "unbroken"), wikipedia(source)))
     read = killed_after(source, tmp_path / "out", method, times)
     added = []
     whole = tokenize._Writing._add
-    monkeypatch.setattr(tokenize._Writing, "_add", lambda self, batch: (added.extend(batch), whole(self, batch)))
+    monkeypatch.setattr(
+        tokenize._Writing, "_add", lambda self, batch, ids: (added.extend(batch), whole(self, batch, ids))
+    )
     out = prepare_wikipedia(config(tmp_path / "out"), wikipedia(source))
     assert len(added) == 300 - read < 250, "what was done is not done again"
     assert hashes(out) == unbroken
@@ -313,10 +329,10 @@ def test_a_run_with_other_settings_or_data_starts_anew(source, tmp_path, monkeyp
     monkeypatch.setattr(tokenize, "_BATCH", 16)
     broken = tokenize._Writing._add
 
-    def failing(self, batch):
+    def failing(self, batch, encodings):
         if self.num_read >= 150:
             raise KeyboardInterrupt
-        broken(self, batch)
+        broken(self, batch, encodings)
 
     monkeypatch.setattr(tokenize._Writing, "_add", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -387,7 +403,8 @@ def test_real_articles_against_a_plain_count(test_data):
 def test_the_command_and_the_inspection(source, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--topics", str(source / "topics.csv"), "--source", str(source / "articles"), "--adjacent", ADJACENT]
-    main(["data", "wikipedia", *words, "--out", "out", "--tokenizer", "train:300", "--context", str(CONTEXT)])
+    small = ["--tokenizer", "train:300", "--context", str(CONTEXT), "--processes", "1"]
+    main(["data", "wikipedia", *words, "--out", "out", *small])
     assert "written to out" in capsys.readouterr().out
     main(["data", "inspect", "out", "--examples", "2"])
     shown = capsys.readouterr().out
