@@ -16,6 +16,7 @@ from sgtm.config import (
     PrepareConfig,
     RunConfig,
     TranslateConfig,
+    WikipediaConfig,
     load,
     nearest,
 )
@@ -596,13 +597,51 @@ def data_score(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm data score", args=arguments)
 
 
+@dataclass(frozen=True)
+class WikipediaCommand:
+    """Prepare Wikipedia with topics: forget, adjacent and retain by what ORES says an article is about."""
+
+    prepare: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+    wikipedia: Annotated[WikipediaConfig, tyro.conf.arg(name="")]
+
+
+def data_wikipedia(arguments: Arguments) -> None:
+    """Prepare Wikipedia, its articles sorted by ORES topics."""
+    own = PrepareConfig(tyro.MISSING, context=1024, pack=True, test_fraction=0.1)
+    default = WikipediaCommand(own, WikipediaConfig(tyro.MISSING))
+    command = tyro.cli(WikipediaCommand, prog="sgtm data wikipedia", default=default, args=arguments)
+    from sgtm.data.wikipedia import prepare_wikipedia
+
+    print(f"written to {prepare_wikipedia(command.prepare, command.wikipedia)}")
+
+
+def data_inspect(arguments: Arguments) -> None:
+    """Show what a prepared data set holds."""
+
+    def command(path: tyro.conf.Positional[Path], examples: int = 1, check: bool = True) -> None:
+        """Show what a prepared data set holds: counts, lengths of rows, texts on both sides of the split, examples.
+
+        Args:
+            path: folder written by `sgtm data`.
+            examples: rows to show of each category.
+            check: compare all documents of both splits (reads every token).
+        """
+        from sgtm.data.inspect import inspect
+
+        inspect(path, examples, check)
+
+    tyro.cli(command, prog="sgtm data inspect", args=arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
     "data tinystories": data_tinystories,
     "data texts": data_texts,
     "data translate": data_translate,
+    "data wikipedia": data_wikipedia,
     "data score": data_score,
+    "data inspect": data_inspect,
     "label": label,
     "families": families,
     "train": train,

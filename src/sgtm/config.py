@@ -520,6 +520,31 @@ class ClassifyConfig:
             raise ConfigError(f"prevalence={self.prevalence!r} is no list of numbers") from error
 
 
+@dataclass(frozen=True)
+class WikipediaConfig:
+    """Which articles of Wikipedia are to be removed, by the topics that ORES gave them."""
+
+    topics: Path
+    """Rows of wikidata_id,page_id,title,source,topic,score, with or without a header; plain, gzip or zstd."""
+    source: str = "wikimedia/wikipedia:20231101.en"
+    """Articles with columns id and text: a parquet file, a folder of them, or NAME:CONFIGURATION on the Hub."""
+    wiki: str = "enwiki"
+    """The `source` of the topics' rows that belong to these articles; page ids of other wikis collide with them."""
+    forget: str = "STEM.Biology"
+    """Topics to be removed, with commas between. Several domains: biology=STEM.Biology,chemistry=STEM.Chemistry."""
+    adjacent: str = "STEM.Earth_and_environment,STEM.Chemistry,STEM.Medicine_&_Health"
+    """Topics near to them. A name stands for all topics below it too (Culture.Media for Culture.Media.Films)."""
+    test_documents: int = 5000
+    """Test documents of each category, at most; nor more than the share test_fraction of the category."""
+    shard: int = 20_000
+    """Documents after which a run that is killed can go on."""
+    processes: int | None = None
+    """Processes that tokenise; by default one for each core. What is written does not depend on it."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
+
+
 def load(path: str | Path, **changes: Any) -> RunConfig:
     """Read a run's configuration from a YAML file.
 

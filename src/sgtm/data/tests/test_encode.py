@@ -1,0 +1,106 @@
+"""The encoder gives the tokenizer's own ids, whatever came before and whatever the text looks like."""
+
+import multiprocessing
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from sgtm.data import encode
+from sgtm.data.encode import Encoder, Encoders, words_stand_alone
+
+SPACES = [" ", " ", " ", "  ", "\n", "\t", "\r\n", "\x85", "\xa0", "\u2003", "\u3000", "\x1c"]
+PIECES = [*SPACES, "a", "the", "cat", "'s", "'", "12", "é", "漢", "🙂", ".", ",", "Ġ", "<|endoftext|>", "\ufeff", "\0"]
+TEXTS = st.lists(st.one_of(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.text(max_size=20)))
+
+
+def trained(cut=None) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = cut or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["the cat sat\n\nthe  cat's   mat 12", "  a\n a\t b\n\n\n"] * 50, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return trained()
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(TEXTS, max_size=3))
+def test_ids_are_the_tokenizers_own(tokenizer, batches):
+    encoder = Encoder(tokenizer)
+    assert encoder.known is not None
+    for texts in batches:
+        expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        assert [ids.tolist() for ids in encoder(texts)] == expected
+
+
+def test_more_words_than_are_remembered(tokenizer, monkeypatch):
+    monkeypatch.setattr(encode, "_KNOWN_WORDS", 10)
+    monkeypatch.setattr(encode, "_WORDS", 3)
+    encoder = Encoder(tokenizer)
+    for n in range(5):
+        texts = [" ".join(f"cat{n * i}" for i in range(20)), "the cat", ""]
+        expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        assert [ids.tolist() for ids in encoder(texts)] == expected
+    assert len(encoder.known) <= 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+        lambda t: setattr(t, "normalizer", normalizers.NFC()),
+        lambda t: t.add_special_tokens(["of two words"]),
+        lambda t: setattr(t.model, "dropout", 0.5),
+    ],
+)
+def test_other_tokenizers_see_whole_texts(change):
+    tokenizer = trained()
+    assert words_stand_alone(tokenizer)
+    change(tokenizer)
+    assert Encoder(tokenizer).known is None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_lots_come_back_in_order(tokenizer, processes):
+    lots = [[f"the cat{n} {'sat ' * (n * i % 7)}" for i in range(50 - n)] for n in range(9)]
+    encoders = Encoders(tokenizer, processes)
+    try:
+        found = [[ids.tolist() for ids in lot] for lot in encoders(lots)]
+    finally:
+        encoders.close()
+    assert found == [[e.ids for e in tokenizer.encode_batch(lot, add_special_tokens=False)] for lot in lots]
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_ends_is_no_silence(tokenizer):
+    encoders = Encoders(tokenizer, 2)
+    encoders.workers[1][0].kill()
+    with pytest.raises(RuntimeError, match="has ended"):
+        list(encoders([["the cat"]] * 5))
+    encoders.close()
+
+
+def test_a_tokenizer_of_another_kind():
+    tokenizer = trained(pre_tokenizers.Metaspace())
+    texts = ["the cat sat", "  a  b ", ""]
+    expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in Encoder(tokenizer)(texts)] == expected
+
+
+def test_gpt2_on_real_articles(test_data):
+    import pyarrow.parquet as pq
+
+    tokenizer = Tokenizer.from_file(str(test_data / "tokenizer" / "gpt2" / "tokenizer.json"))
+    articles = next(pq.ParquetFile(test_data / "wiki" / "articles.parquet").iter_batches(60, columns=["text"]))
+    texts = articles["text"].to_pylist()
+    expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in Encoder(tokenizer)(texts)] == expected
