@@ -435,7 +435,7 @@ class _Writing:
         shutil.rmtree(self.folder / "rows")
 
     def _add(self, batch: list[tuple[str, Document]], encodings: Iterable[_Encoding]) -> None:
-        of_tokens = self.labelled == "tokens"
+        of_tokens, number = self.labelled == "tokens", sum(self.documents.values())
         rows: dict[tuple[str, _Kind], list[_Encoded]] = {}
         for (split, document), (ids, offsets) in zip(batch, encodings, strict=True):
             if reason := _reason_to_reject(split, document):
@@ -444,9 +444,9 @@ class _Writing:
             kind = _Kind(document.category, document.topic)
             labels = _token_labels(document, offsets, self.names) if of_tokens else []
             ended = np.append(ids, np.int32(self.tokenizer.eos_token_id))
-            number = sum(self.documents.values())
             rows.setdefault((split, kind), []).append(_Encoded(number, ended, document.label, labels))
             self.documents[split, kind] += 1
+            number += 1
         for (split, kind), found in rows.items():
             self.writers[split].add(kind, found)
         self.num_read += len(batch)

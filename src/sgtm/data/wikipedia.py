@@ -2,6 +2,7 @@
 
     sgtm data wikipedia --topics topics.csv --source 20231101.en/ --out data/datasets/wikipedia
 
+A row holds articles of one topic, so losses can be told for any topic, or part of the tree (Culture, Geography).
 The corpus is never in memory: page ids are joined with topics first (a few bytes an article), then texts stream by.
 Every row of the topics and every article is used or counted under a reason in the manifest.
 """
