@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Wikipedia (20231101.en) with biology to be removed, as in the paper: data/datasets/wikipedia.
 #   bash scripts/data/prepare_wikipedia.sh topics.csv [--dry-run] [options of `sgtm data wikipedia`]
-# The topics are ORES's, rows of wikidata_id,page_id,title,source,topic,score of any wikis (README.md, "Wikipedia").
+# The topics are those of ORES, rows of wikidata_id,page_id,title,source,topic,score of any wikis.
 # A run that was killed goes on when it is started again.
 set -euo pipefail
 
