@@ -1,6 +1,6 @@
 # make demo and make test are all that a newcomer needs; both set up .venv first.
 # SGTM_PYTHON=/path/to/python uses an environment that you have, as it is.
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench docs clean
 
 VENV := .venv
 # Pinned: where a CPU build is on offer, an unpinned torch would pull gigabytes of CUDA instead.
@@ -44,5 +44,10 @@ check: setup
 bench: setup
 	$(PY) benchmarks/step.py
 
+docs: setup
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS),docs]"
+	$(PY) -m sphinx -q -W -b html docs docs/_build/html
+	@echo "written to docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build

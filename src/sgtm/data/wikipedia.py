@@ -274,7 +274,8 @@ def _check_columns(file: Path) -> None:
 
 
 def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(file, buffer_size=_BUFFER) as table:
+    # pre_buffer would keep all that was read, compressed, until the file is closed.
+    with pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
         try:
             yield from table.iter_batches(_ARTICLES, columns=columns)
         except OSError as error:  # what pyarrow gives for pages that do not unpack

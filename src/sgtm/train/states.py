@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sgtm.config import ConfigError, load, write
 from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, read_records
-from sgtm.train.sweep import Point
+from sgtm.train.sweep import Point, setting
 
 LOG, ATTEMPT = "log.txt", "sweep.json"
 State = Literal["missing", "queued", "running", "stopped", "failed", "complete"]
@@ -116,10 +116,19 @@ def statuses(points: Sequence[Point]) -> list[Status]:
 
 
 def show(points: Sequence[Point], out: Path) -> None:
-    """Print where the runs stand, and collect their results."""
+    """Print where the runs stand, and collect their results; of those that have begun as they were started."""
+    points = [_as_started(point) for point in points]
     print_statuses(statuses(points))
     if results := collect(points, out):
         print(f"results: {results}")
+
+
+def _as_started(point: Point) -> Point:
+    """The point with its folder's configuration: options of that command line may be none of this one's."""
+    if not has_begun(point.folder):
+        return point
+    config = load(point.folder / "config.yaml")
+    return replace(point, config=config, settings={key: setting(config, key) for key in point.settings})
 
 
 def print_statuses(found: Sequence[Status]) -> None:

@@ -375,6 +375,17 @@ def test_the_command_shows_states_and_what_is_to_do(write_sweep, stand_ins, prep
         main(["sweep", str(path), "--devices", "0", "--processes-per-run", "2"])
 
 
+def test_status_tells_of_runs_as_they_were_started(write_sweep, stand_ins, prepared, capsys):
+    path = write_sweep(settings={"data.path": str(prepared)})
+    run_points(points(path), [Slot()])
+    write_sweep(settings={"data.path": str(prepared), "train.steps": 600})
+    main(["sweep", str(path), "--status"])
+    assert "6 of 6" in capsys.readouterr().out
+    (run,) = read_runs([Path(read_sweep(path).config.out)])
+    assert run.config["train"]["steps"] == 6
+    assert run.final("forget", "calibrated") == 11.0
+
+
 # What they take
 
 
