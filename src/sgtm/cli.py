@@ -1,5 +1,7 @@
 """``sgtm COMMAND ...``: finds the command and its options; the work is done in the rooms."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,8 @@ from sgtm.config import (
     ConfigError,
     PrepareConfig,
     RunConfig,
+    RunError,
+    StoppedError,
     TranslateConfig,
     WikipediaConfig,
     load,
@@ -673,7 +677,11 @@ def main(arguments: Arguments | None = None) -> None:
         sys.exit(_unknown(" ".join(w for w in words[:2] if not w.startswith("-"))))
     try:
         command(words[length:])
-    except (ConfigError, OSError) as error:
+    except StoppedError as stopped:
+        print(f"sgtm: {stopped}", file=sys.stderr)
+        signal.signal(stopped.number, signal.SIG_DFL)
+        os.kill(os.getpid(), stopped.number)  # whoever waits for this process sees what ended it
+    except (ConfigError, RunError, OSError) as error:
         sys.exit(f"sgtm: error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")

@@ -81,6 +81,18 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message says value, rule and remedy."""
 
 
+class RunError(Exception):
+    """A run that could not go on; the message says what happened, what is left of it, and how to go on."""
+
+
+class StoppedError(RunError):
+    """A run that a signal, its ``number``, has ended."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Prepared data (`sgtm data ...`)."""

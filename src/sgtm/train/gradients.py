@@ -19,7 +19,8 @@ from sgtm.data.mixture import PreparedData, Rows, training_rows
 from sgtm.environment import tune_malloc
 from sgtm.evaluate.gradients import example_batches, example_gradients, update_directions
 from sgtm.model.build import partition_of
-from sgtm.train.run import checkpoints_of, load_model
+from sgtm.train.checkpoints import checkpoints_of
+from sgtm.train.run import load_model
 
 Checkpoints = Literal["last", "all"]
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -15,10 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, dump, load
+from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, write
 from sgtm.data.conditional import GOOD, Control
 from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
@@ -33,7 +34,9 @@ from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
 from sgtm.train import gram
+from sgtm.train.checkpoints import Keeper, Stopper, last_sound, told_how_to_go_on
 from sgtm.train.optimizer import muon
+from sgtm.train.preflight import preflight
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
 from sgtm.train.trainer import SGTMTrainer
@@ -117,6 +120,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     model, sgtm = new_model(config, data)
     check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
+    preflight(config, folder, model, sgtm, rows, evaluation.test)
     t, arguments = config.train, training_arguments(config, folder)
     trainer = SGTMTrainer(
         model,
@@ -133,15 +137,31 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         processing_class=data.tokenizer,
     )
     recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters())
-    trainer.add_callback(recorder)
     _start_folder(config, folder, counts, model, sgtm)
+    trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # first: what is not finite is not evaluated
+    trainer.add_callback(recorder)
     use_cache = model.config.use_cache
-    trainer.train(resume_from_checkpoint=checkpoint)
+    _run(trainer, folder, checkpoint)
     model.config.use_cache = use_cache  # Trainer turns it off
     if trainer.is_world_process_zero():
         save_model(model, data.tokenizer, folder / "model")
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
+
+
+def _run(trainer: SGTMTrainer, folder: Path, checkpoint: str | None) -> None:
+    """Train to the end, or to where a signal or an error ends it.
+
+    Raises:
+        RunError: a signal has ended it, the loss is no number, or the disk is full.
+    """
+    stopper, go_on = Stopper(), f"go on with `sgtm train {folder / 'config.yaml'} --run-dir {folder} --resume`"
+    trainer.add_callback(stopper)
+    with stopper.listening(), told_how_to_go_on(folder / "checkpoints", go_on):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if stopper.stopped_at is not None and stopper.asked is not None:
+        name = signal.Signals(stopper.asked).name
+        raise StoppedError(f"stopped by {name} at step {stopper.stopped_at}, with a checkpoint; {go_on}", stopper.asked)
 
 
 def new_model(config: RunConfig, data: PreparedData | None) -> tuple[PreTrainedModel, SGTM | None]:
@@ -385,9 +405,10 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "use_cpu": not torch.accelerator.is_available(),
         _CHECKPOINTING: t.gradient_checkpointing,
         "logging_steps": t.log_every,
+        "logging_nan_inf_filter": False,  # it would hide them from Keeper
         "save_strategy": "steps",
         "save_steps": t.save_every or max(1, t.steps // _CHECKPOINTS),
-        "save_total_limit": t.keep_checkpoints,
+        "save_total_limit": None,  # Keeper removes those that are not kept, once the new one is sealed
         "dataloader_drop_last": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
@@ -464,21 +485,9 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
         raise ConfigError(f"{folder} was started with another {', '.join(changed)}; resume with its own config.yaml")
     if (folder / "model" / "config.json").is_file():
         raise ConfigError(f"{folder} is finished; evaluate it with `sgtm evaluate {folder}`, or start another run")
-    checkpoint = _last_checkpoint(folder / "checkpoints", config.train.steps)
+    checkpoint = last_sound(folder / "checkpoints", config.train.steps, _id_of(folder))
     print(f"resuming from {checkpoint or 'the beginning: there is no checkpoint yet'}")
-    return checkpoint
-
-
-def _last_checkpoint(folder: Path, steps: int) -> str | None:
-    """The last checkpoint that leaves at least one step to do: its end evaluates the model."""
-    left = [path for step, path in checkpoints_of(folder).items() if step < steps]
-    return str(left[-1]) if left else None
-
-
-def checkpoints_of(folder: Path) -> dict[int, Path]:
-    """Step -> checkpoint, in order, of those in ``folder`` that were written to their end."""
-    complete = [p.parent for p in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # what is written last
-    return dict(sorted((int(p.name.rpartition("-")[2]), p) for p in complete))
+    return str(checkpoint) if checkpoint else None
 
 
 def _start_folder(
@@ -490,12 +499,19 @@ def _start_folder(
     dump(config, folder / "config.yaml")
     owners = {"joint": model.num_parameters()} if sgtm is None else sgtm.partition.num_parameters()
     about = {
+        "id": _id_of(folder) or uuid.uuid4().hex,
         **counts,
         "parameters": owners,
         "environment": environment(),
         "started": time.strftime("%FT%TZ", time.gmtime()),
     }
-    (folder / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    write(folder / "run.json", json.dumps(about, indent=1))
+
+
+def _id_of(folder: Path) -> str:
+    """What tells the run in ``folder`` from all others; nothing if it has not begun."""
+    about = folder / "run.json"
+    return str(json.loads(about.read_text(encoding="utf-8")).get("id", "")) if about.is_file() else ""
 
 
 def _is_first_process() -> bool:

@@ -84,7 +84,7 @@ def test_the_last_model_is_measured_by_default(run, tmp_path):
     shutil.rmtree(run / "model")
     assert {r["step"] for r in measured(run)} == {6}, "of the last checkpoint, where a run is not finished"
     shutil.rmtree(run / "checkpoints" / "checkpoint-6")
-    (run / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    (run / "checkpoints" / "checkpoint-4" / "sealed.json").unlink()
     assert {r["step"] for r in measured(run)} == {2}, "a checkpoint whose writing was cut short is none"
     main(["gradients", str(run), *FEW, "--out", str(tmp_path / "elsewhere.jsonl")])
     assert (tmp_path / "elsewhere.jsonl").read_text() == (run / "gradients.jsonl").read_text()
