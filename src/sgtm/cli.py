@@ -40,14 +40,15 @@ class TrainCommand:
 
 
 def train(arguments: Arguments) -> None:
-    """Train one model: `sgtm train CONFIG.yaml [--section.key value ...] [--run-dir DIR] [--resume]`."""
-    path = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    default = TrainCommand(RunConfig() if path is None else load(path))
-    rest = arguments if path is None else arguments[1:]
-    command = tyro.cli(TrainCommand, prog="sgtm train CONFIG.yaml", default=default, args=rest)
-    if path is None:
+    """Train one model: `sgtm train CONFIG.yaml [RECIPE.yaml ...] [--section.key value ...] [--resume]`."""
+    paths = list(map(Path, takewhile(lambda word: not word.startswith("-"), arguments)))
+    default = TrainCommand(load(*paths) if paths else RunConfig())
+    prog = "sgtm train CONFIG.yaml [RECIPE.yaml ...]"
+    command = tyro.cli(TrainCommand, prog=prog, default=default, args=arguments[len(paths) :])
+    if not paths:
         raise ConfigError("give the run's configuration first: sgtm train CONFIG.yaml (examples in configs/)")
-    folder = command.run_dir or Path("runs") / f"{path.stem}-{command.run.method}-seed{command.run.seed}"
+    name = "-".join([*(path.stem for path in paths), command.run.method])
+    folder = command.run_dir or Path("runs") / f"{name}-seed{command.run.seed}"
     from sgtm.train.run import train as run_training
     from sgtm.train.summary import print_losses
 

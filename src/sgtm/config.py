@@ -557,13 +557,23 @@ class WikipediaConfig:
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
 
 
-def load(path: str | Path, **changes: Any) -> RunConfig:
-    """Read a run's configuration from a YAML file.
+def load(path: str | Path, *recipes: str | Path) -> RunConfig:
+    """Read a run's configuration from a YAML file; what the ``recipes`` say stands in place of it, the last one first.
 
     Raises:
         ConfigError: no such file, no mapping, an unknown key (the nearest is named), or a value of the wrong type.
     """
-    return dataclasses.replace(build(RunConfig, read_yaml(path), str(path)), **changes)
+    values = read_yaml(path)
+    for recipe in recipes:
+        values = _overlaid(values, read_yaml(recipe))
+    return build(RunConfig, values, " with ".join(map(str, (path, *recipes))))
+
+
+def _overlaid(values: Any, laid: Any) -> Any:
+    """``laid`` over ``values``, key by key in mappings."""
+    if not isinstance(values, Mapping) or not isinstance(laid, Mapping):
+        return laid
+    return {**values, **{key: _overlaid(values.get(key), value) for key, value in laid.items()}}
 
 
 def read_yaml(path: str | Path) -> Any:

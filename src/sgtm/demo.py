@@ -67,7 +67,7 @@ def _runs(config: RunConfig, out: Path, console: Console) -> Iterator[tuple[str,
 
 def _config(out: Path, seed: int, steps: int | None) -> RunConfig:
     with as_file(files("sgtm") / "configs" / "demo.yaml") as path:
-        config = load(path, seed=seed)
+        config = replace(load(path), seed=seed)
     steps = steps or config.train.steps
     training = replace(config.train, steps=steps, warmup_steps=min(config.train.warmup_steps, steps - 1))
     return replace(config, data=replace(config.data, path=str(out / "data")), train=training)

@@ -1,7 +1,5 @@
 """YAML and values to configurations."""
 
-import dataclasses
-
 import pytest
 
 from sgtm.config import ConfigError, RunConfig, TrainConfig, build, dump, load
@@ -15,7 +13,21 @@ def test_what_is_written_is_read_back(tmp_path):
     )
     dump(config, tmp_path / "c.yaml")
     assert load(tmp_path / "c.yaml") == config
-    assert load(tmp_path / "c.yaml", seed=4) == dataclasses.replace(config, seed=4)
+
+
+def test_recipes_stand_in_place_of_what_they_name(tmp_path):
+    for name, text in {
+        "run": "{seed: 1, train: {steps: 300, learning_rate: 1.0e-3}, model: {config: {model_type: llama}}}",
+        "slow": "{train: {forget_lr_scale: 0.1, learning_rate: 2.0e-3}, model: {config: {hidden_size: 8}}}",
+        "last": "{train: {learning_rate: 5}}",
+        "wrong": "{train: {stepz: 3}}",
+    }.items():
+        (tmp_path / name).write_text(text)
+    found = load(tmp_path / "run", tmp_path / "slow", tmp_path / "last")
+    assert (found.seed, found.train.steps, found.train.forget_lr_scale, found.train.learning_rate) == (1, 300, 0.1, 5)
+    assert found.model.config == {"model_type": "llama", "hidden_size": 8}
+    with pytest.raises(ConfigError, match=r"run with .*wrong: train: unknown key 'stepz'; did you mean 'steps'"):
+        load(tmp_path / "run", tmp_path / "wrong")
 
 
 @pytest.mark.parametrize(("text", "value"), [("6e-4", 6e-4), ("1", 1.0), (2, 2.0), (0.5, 0.5)])
