@@ -638,6 +638,24 @@ def data_inspect(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm data inspect", args=arguments)
 
 
+def push(arguments: Arguments) -> None:
+    """Upload a run's model, an export or a domain's units to the Hugging Face Hub, with a model card."""
+
+    def command(path: tyro.conf.Positional[Path], repository: tyro.conf.Positional[str], private: bool = False) -> None:
+        """Upload to the Hugging Face Hub; the token is that of HF_TOKEN or of `hf auth login`.
+
+        Args:
+            path: a run's folder (its intact model), an export or checkpoint, or a module (.safetensors).
+            repository: OWNER/NAME; it is made if it does not exist.
+            private: make it a private one.
+        """
+        from sgtm.train.push import push
+
+        print(f"uploaded to {push(path, repository, private)}")
+
+    tyro.cli(command, prog="sgtm push", args=arguments)
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
@@ -652,6 +670,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
+    "push": push,
     "sweep": sweep,
     "gradients": gradients,
     "leakage": leakage,
