@@ -74,7 +74,7 @@ def _packed(path: Path) -> Iterator[Parcel]:
             yield Parcel(path, "a checkpoint")
         else:
             raise ConfigError(
-                f"{path} is no finished run, no checkpoint and no module; give a run's folder, what `sgtm export` wrote, "
+                f"{path} is no finished run, no checkpoint and no module; give a run's folder, an export, "
                 "or a .safetensors file of `sgtm export --module`"
             )
 
