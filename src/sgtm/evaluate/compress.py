@@ -59,18 +59,23 @@ def pruned(model: PreTrainedModel, sparsity: float, scope: Scope = "global") -> 
     """``model`` without the share ``sparsity`` of weights that are least in magnitude; afterwards as it was.
 
     Args:
+        sparsity: of the weights that are not zero; units that were removed by zeros count for nothing.
         scope: the share is of all projections together, or of each by itself.
     """
     with _restored(model) as modules:
-        if scope == "global":
-            weights = [(module, "weight") for module in modules]
-            prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=sparsity)  # type: ignore[no-untyped-call]
-        else:
-            for module in modules:
-                prune.l1_unstructured(module, "weight", sparsity)  # type: ignore[no-untyped-call]
+        for group in [modules] if scope == "global" else [[module] for module in modules]:
+            weights = [(module, "weight") for module in group]
+            amount = _num_pruned(group, sparsity)
+            prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=amount)  # type: ignore[no-untyped-call]
         for module in modules:
             prune.remove(module, "weight")  # type: ignore[no-untyped-call]
         yield
+
+
+def _num_pruned(modules: list[Any], sparsity: float) -> int:
+    """Weights that are zero in the end."""
+    zeros = sum(int((module.weight == 0).sum()) for module in modules)
+    return zeros + round(sparsity * (sum(module.weight.numel() for module in modules) - zeros))
 
 
 @contextmanager

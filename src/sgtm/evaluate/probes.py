@@ -64,7 +64,8 @@ def probe_layers(
     Args:
         train, test: states of rows of the domain, and of other rows.
         resamples: draws of the bootstrap.
-        shuffles: instead, the control: as many probes of labels in random order; their mean, and the interval over them.
+        shuffles: instead, the control: so many probes of labels in random order, their mean, and the interval over
+            them.
     """
     learned, true = (np.repeat([1, 0], [yes.shape[1], no.shape[1]]) for yes, no in (train, test))
     for layer in range(len(train[0])):

@@ -82,7 +82,7 @@ def relearn(start: Path, config: RelearnConfig, out: Path, report: Callable[[str
     """
     finished = _open_folder(start, config, out)
     tune_malloc()
-    setting = _setting(start, config)
+    setting = setting_of(start, config)
     if setting.matched is not None:
         m = setting.matched
         report(f"matched: step {m.step} ({m.path}), retain loss {m.loss:.4f} for {m.wanted:.4f}")
@@ -94,7 +94,7 @@ def relearn(start: Path, config: RelearnConfig, out: Path, report: Callable[[str
         if started is None:
             started = model
             _start_folder(start, config, out, set(finished))
-        finished[rate] = _curve(model, rate, setting, out / METRICS, report)
+        finished[rate] = run_curve(model, rate, setting, out / METRICS, report)
         _write_summary(setting, finished, out)
         shown = "no target" if setting.target is None else str(finished[rate])
         report(f"learning rate {rate:g}: {shown}")
@@ -149,7 +149,7 @@ def rows_of_steps(lengths: NDArray[np.int64], tokens: int, rng: np.random.Genera
         yield chosen
 
 
-def _setting(start: Path, config: RelearnConfig) -> Setting:
+def setting_of(start: Path, config: RelearnConfig) -> Setting:
     c, matched = config, None
     if c.match is not None:
         matched = match(start, Path(c.match), c.data, c.evaluate.rows, c.match_tolerance, c.evaluate.batch_size)
@@ -205,7 +205,9 @@ def _part(rows: Rows, category: Category, tokens: int) -> Part:
     return Part(category, rows, tokens, lengths)
 
 
-def _curve(model: PreTrainedModel, rate: float, setting: Setting, path: Path, report: Callable[[str], None]) -> Outcome:
+def run_curve(
+    model: PreTrainedModel, rate: float, setting: Setting, path: Path, report: Callable[[str], None]
+) -> Outcome:
     """Train with one learning rate, writing records to ``path``."""
     c = setting.config
     weights = [p for p in model.parameters() if p.requires_grad]
