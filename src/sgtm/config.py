@@ -589,7 +589,7 @@ class RelearnConfig:
     """Rows of one forward and backward pass."""
     precision: Literal["fp32", "bf16"] = "fp32"
     data: DataConfig = field(default_factory=DataConfig)
-    """By default the data of START, where that is a run."""
+    """By default the data of START or, where that is no run, of the target."""
     evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(every=25))
     seed: int = 0
     """Order of the data, fresh weights."""
@@ -634,7 +634,7 @@ class AttackConfig:
     resamples: int = 1000
     """Of probe: draws of the bootstrap."""
     data: DataConfig = field(default_factory=DataConfig)
-    """By default the data of START, where that is a run."""
+    """By default the data of START or, where that is no run, of the model to compare with."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Test rows (`every` has no meaning here)."""
     seed: int = 0

@@ -82,7 +82,7 @@ def attack(start: Path, config: AttackConfig, out: Path, report: Callable[[str],
 def _setting(start: Path, config: AttackConfig) -> Setting:
     tune_malloc()
     opened = open_model(start)
-    data = data_for(opened, config.data)
+    data = data_for(opened, config.data, config.against)
     domain, test = domain_of(data, config.domain), test_rows(data, config.evaluate.rows)
     if missing := {domain, "retain"} - test.keys():
         raise ConfigError(f"the data has no test rows of {' and '.join(sorted(missing))}; prepare it with some")

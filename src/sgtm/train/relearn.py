@@ -154,7 +154,7 @@ def setting_of(start: Path, config: RelearnConfig) -> Setting:
     if c.match is not None:
         matched = match(start, Path(c.match), c.data, c.evaluate.rows, c.match_tolerance, c.evaluate.batch_size)
     opened = _open(start, matched)
-    data = data_for(opened, c.data)
+    data = data_for(opened, c.data, c.target)
     domain = domain_of(data, c.domain)
     test = test_rows(data, c.evaluate.rows)
     if domain not in test:

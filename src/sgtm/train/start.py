@@ -35,15 +35,15 @@ def start_model(opened: Opened, units: Units = "absent", without: Sequence[str] 
 
     All three compute the same function at first. Under training they differ: ``absent`` units are cut out (those that a
     family's configuration cannot leave out stay, and are zero); ``zero`` ones stay and never get a gradient, as both
-    sides of a unit are zero; ``init`` ones have fresh input weights, N(0, initializer_range), and can learn.
+    sides of a unit are zero; ``init`` ones have fresh input weights, N(0, initializer_range), and can learn. A model
+    that has no forget units is taken as it is.
 
     Raises:
-        ConfigError: no forget units, where something other than their absence is asked for; an unknown domain.
+        ConfigError: an unknown domain, or one of a model that has no forget units.
     """
     if opened.sgtm is None:
-        if units != "absent" or without:
-            asked = f"units={units}" if units != "absent" else f"without={','.join(without)}"
-            raise ConfigError(f"{opened.path} has no forget units, so {asked} has no meaning; leave it out")
+        if without:
+            raise ConfigError(f"{opened.path} has no forget units, so without={','.join(without)} has no meaning")
         return on_device(opened.model)
     sgtm = opened.sgtm
     if units == "absent":
@@ -59,16 +59,20 @@ def on_device(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def data_for(opened: Opened, given: DataConfig) -> PreparedData:
-    """The data that is given, or else that of the opened run.
+def data_for(opened: Opened, given: DataConfig, other: str | None = None) -> PreparedData:
+    """The data that is given, or else that of the opened run or, if that is none, of the run ``other``.
 
     Raises:
-        ConfigError: neither; or data with another tokenizer, or longer rows, than the model's.
+        ConfigError: none of these; or data with another tokenizer, or longer rows, than the model's.
     """
-    own = opened.config.data if opened.config else None
-    config = own if own and not (given.path or given.parts) else given
-    if not (config.path or config.parts):
-        raise ConfigError(f"{opened.path} is no run, so its data is not known; give --data.path DIR")
+    config = given
+    if not (given.path or given.parts):
+        if opened.config is not None:
+            config = opened.config.data
+        elif other is not None and (Path(other) / "config.yaml").is_file():
+            config = load(Path(other) / "config.yaml").data
+        else:
+            raise ConfigError(f"{opened.path} is no run, so its data is not known; give --data.path DIR")
     data = PreparedData.load(config, _domains_of(config))
     check_fits(opened, data)
     return data

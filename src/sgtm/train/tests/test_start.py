@@ -87,12 +87,13 @@ def test_absent_units_are_gone():
     assert found.model.num_parameters() == before  # the opened one stays as it was
 
 
-@pytest.mark.parametrize(("units", "without", "shown"), [("zero", [], "units=zero"), ("absent", ["cyber"], "cyber")])
-def test_models_without_forget_units_have_none_to_remove(units, without, shown):
+@pytest.mark.parametrize("units", ["absent", "zero", "init"])
+def test_models_without_forget_units_are_taken_as_they_are(units):
     plain = Opened("plain", tiny_model(), None, None, None)
-    assert start_model(plain) is plain.model
-    with pytest.raises(ConfigError, match=f"no forget units, so .*{shown}"):
-        start_model(plain, units, without)
+    before = torch.cat([p.flatten() for p in plain.model.parameters()])
+    assert torch.equal(torch.cat([p.flatten() for p in start_model(plain, units).cpu().parameters()]), before)
+    with pytest.raises(ConfigError, match="no forget units, so without=cyber"):
+        start_model(plain, units, ["cyber"])
 
 
 def test_an_unknown_domain_is_refused():
@@ -100,11 +101,13 @@ def test_an_unknown_domain_is_refused():
         start_model(opened(), "absent", ["forgot"])
 
 
-def test_data_must_be_given_and_fit(prepared, data):
+def test_data_must_be_given_and_fit(prepared, data, finished_run):
     model = tiny_model(vocab_size=len(data.tokenizer))
     plain = Opened("plain", model, None, None, data.tokenizer)
     with pytest.raises(ConfigError, match="give --data"):
         data_for(plain, DataConfig())
+    found = data_for(plain, DataConfig(), str(finished_run))  # that of the run it is compared with
+    assert len(found.train) == len(data.train)
     found = data_for(plain, DataConfig(str(prepared)))
     assert domain_of(found, "") == "forget"
     with pytest.raises(ConfigError, match="did you mean 'forget'"):
