@@ -74,8 +74,9 @@ def pruned(model: PreTrainedModel, sparsity: float, scope: Scope = "global") -> 
 
 def _num_pruned(modules: list[Any], sparsity: float) -> int:
     """Weights that are zero in the end."""
+    total = sum(int(module.weight.numel()) for module in modules)
     zeros = sum(int((module.weight == 0).sum()) for module in modules)
-    return zeros + round(sparsity * (sum(module.weight.numel() for module in modules) - zeros))
+    return zeros + round(sparsity * (total - zeros))
 
 
 @contextmanager

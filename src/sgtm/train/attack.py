@@ -6,7 +6,7 @@ is told from), accuracy, auc, low, high.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ def _table(
     header: tuple[str, ...],
     rows: Sequence[tuple[str, ...]],
     columns: Sequence[tuple[str, ...]],
-    cells: dict[tuple[str, ...], str],
+    cells: Mapping[Any, str],
 ) -> Table:
     table = Table(title=title, title_justify="left")
     for name in header:
