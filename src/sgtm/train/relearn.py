@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from sgtm.config import Category, ConfigError, RelearnConfig, Stream, TrainConfig, write
 from sgtm.data.mixture import PreparedData, Rows, collate
 from sgtm.environment import tune_malloc
-from sgtm.evaluate.loss import evaluate_loss
+from sgtm.evaluate.loss import Loss, evaluate_loss
 from sgtm.evaluate.relearn import Outcome, Point, best, reach
 from sgtm.records import METRICS, RELEARN, SUMMARY, read_records
 from sgtm.train.opening import Opened, open_model
@@ -86,18 +86,14 @@ def relearn(start: Path, config: RelearnConfig, out: Path, report: Callable[[str
     if setting.matched is not None:
         m = setting.matched
         report(f"matched: step {m.step} ({m.path}), retain loss {m.loss:.4f} for {m.wanted:.4f}")
-    started = None
-    for rate in config.learning_rates:
-        if rate in finished:
-            continue
+    missing = [rate for rate in config.learning_rates if rate not in finished]
+    for number, rate in enumerate(missing):
         model = start_of(setting)
-        if started is None:
-            started = model
+        if not number:
             _start_folder(start, config, out, set(finished))
-        finished[rate] = run_curve(model, rate, setting, out / METRICS, report)
+        finished[rate] = Curve(model, rate, setting, out / METRICS, report).run()
         _write_summary(setting, finished, out)
-        shown = "no target" if setting.target is None else str(finished[rate])
-        report(f"learning rate {rate:g}: {shown}")
+        report(f"learning rate {rate:g}: {finished[rate] if setting.target is not None else 'no target'}")
     return _write_summary(setting, finished, out)
 
 
@@ -205,36 +201,94 @@ def _part(rows: Rows, category: Category, tokens: int) -> Part:
     return Part(category, rows, tokens, lengths)
 
 
-def run_curve(
-    model: PreTrainedModel, rate: float, setting: Setting, path: Path, report: Callable[[str], None]
-) -> Outcome:
-    """Train with one learning rate, writing records to ``path``."""
-    c = setting.config
-    weights = [p for p in model.parameters() if p.requires_grad]
-    t = TrainConfig()
-    optimizer = torch.optim.AdamW(weights, rate, (t.beta1, t.beta2), weight_decay=t.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, c.warmup_steps)))
-    seen = dict.fromkeys((part.category for part in setting.parts), 0)
-    points = [_evaluate(model, rate, 0, seen, setting, path, report)]
-    for step, rows in enumerate(_steps(setting), 1):
-        _accumulate(model, setting.parts, rows, c)
-        torch.nn.utils.clip_grad_norm_(weights, t.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        for part, chosen in zip(setting.parts, rows, strict=True):
-            seen[part.category] += int(part.lengths[chosen].sum())
-        if step % (c.evaluate.every or c.steps) and step < c.steps:
-            continue
-        point = _evaluate(model, rate, step, seen, setting, path, report)
-        if not math.isfinite(point.loss):
-            report(f"learning rate {rate:g} diverged before step {step}")
-            break
-        points.append(point)
-        reached = setting.target is not None and point.loss <= setting.target
-        if step >= c.steps or (reached and c.stop):
-            break
-    return reach(points, -math.inf if setting.target is None else setting.target)
+class Curve:
+    """Fine-tuning with one learning rate, measured as it goes.
+
+    Args:
+        path: the file that records are added to.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, rate: float, setting: Setting, path: Path, report: Callable[[str], None]
+    ) -> None:
+        t, warmup = TrainConfig(), max(1, setting.config.warmup_steps)
+        self.model, self.rate, self.setting, self.path, self.report = model, rate, setting, path, report
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, rate, (t.beta1, t.beta2), weight_decay=t.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        self.max_norm = t.max_grad_norm
+        self.seen = dict.fromkeys((part.category for part in setting.parts), 0)  # predicted tokens
+
+    def run(self) -> Outcome:
+        """Train until the target is reached, the steps are done, or the loss is no number any more."""
+        c, target = self.setting.config, -math.inf if self.setting.target is None else self.setting.target
+        points = [self.evaluate(0)]
+        for step, rows in enumerate(_steps(self.setting), 1):
+            self.step(rows)
+            if step % (c.evaluate.every or c.steps) and step < c.steps:
+                continue
+            point = self.evaluate(step)
+            if not math.isfinite(point.loss):
+                self.report(f"learning rate {self.rate:g} diverged before step {step}")
+                break
+            points.append(point)
+            if step >= c.steps or (c.stop and point.loss <= target):
+                break
+        return reach(points, target)
+
+    def step(self, rows: Sequence[Sequence[int]]) -> None:
+        """One optimizer step on some rows of each part."""
+        parts = self.setting.parts
+        self._accumulate([part.rows[i] for part, chosen in zip(parts, rows, strict=True) for i in chosen])
+        torch.nn.utils.clip_grad_norm_(self.weights, self.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        for part, chosen in zip(parts, rows, strict=True):
+            self.seen[part.category] += int(part.lengths[chosen].sum())
+
+    def _accumulate(self, examples: list[dict[str, Any]]) -> None:
+        """The gradient of the step's loss, which is a mean over its predicted tokens."""
+        size, device = self.setting.config.micro_batch_size, self.model.device
+        total = sum(len(example["input_ids"]) - 1 for example in examples)
+        self.model.train()
+        for first in range(0, len(examples), size):
+            batch = collate(examples[first : first + size])
+            with self._autocast():
+                logits = self.model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
+            targets = batch["labels"][:, 1:].to(device).flatten()
+            loss = F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum")
+            (loss / total).backward()  # type: ignore[no-untyped-call]
+
+    def evaluate(self, step: int) -> Point:
+        """Test losses of one step, as records; its forget loss, as a point of the curve."""
+        s, tokens, forget = self.setting, sum(self.seen.values()), self.seen.get(self.setting.domain, 0)
+        with self._autocast():
+            losses = {
+                c: evaluate_loss(self.model, r, batch_size=s.config.evaluate.batch_size) for c, r in s.test.items()
+            }
+        about = {
+            "learning_rate": self.rate,
+            "step": step,
+            "tokens": tokens,
+            "forget_tokens": forget,
+            "flops": 6 * self.model.num_parameters() * tokens,
+        }
+        if all(math.isfinite(loss.mean) for loss in losses.values()):
+            with self.path.open("a", encoding="utf-8") as file:
+                for category, loss in losses.items():
+                    file.write(json.dumps({**about, **_measured(category, loss)}) + "\n")
+        shown = ", ".join(f"{category} {loss.mean:.3f}" for category, loss in losses.items())
+        self.report(f"learning rate {self.rate:g}, step {step}: {shown}")
+        return Point(step, tokens, forget, losses[s.domain].mean)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.setting.config.precision == "bf16")
+
+
+def _measured(category: Category, loss: Loss) -> dict[str, Any]:
+    what = {"split": "test", "category": category, "variant": "intact"}
+    return {**what, "loss": loss.mean, "num_tokens": loss.num_tokens}
 
 
 def _steps(setting: Setting) -> Iterator[tuple[list[int], ...]]:
@@ -244,49 +298,6 @@ def _steps(setting: Setting) -> Iterator[tuple[list[int], ...]]:
         rng = np.random.default_rng((setting.config.seed, Stream.RELEARN, number))
         streams.append(rows_of_steps(part.lengths, part.tokens, rng))
     return zip(*streams, strict=True)
-
-
-def _accumulate(
-    model: PreTrainedModel, parts: Sequence[Part], rows: Sequence[Sequence[int]], config: RelearnConfig
-) -> None:
-    """The gradient of a step's loss, which is a mean over its predicted tokens."""
-    examples = [part.rows[i] for part, chosen in zip(parts, rows, strict=True) for i in chosen]
-    total = sum(len(example["input_ids"]) - 1 for example in examples)
-    model.train()
-    for first in range(0, len(examples), config.micro_batch_size):
-        batch = collate(examples[first : first + config.micro_batch_size])
-        ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-        (loss / total).backward()  # type: ignore[no-untyped-call]
-
-
-def _evaluate(
-    model: PreTrainedModel,
-    rate: float,
-    step: int,
-    seen: dict[Category, int],
-    setting: Setting,
-    path: Path,
-    report: Callable[[str], None],
-) -> Point:
-    """Test losses of one step, as records; its forget loss, as a point of the curve."""
-    c, tokens = setting.config, sum(seen.values())
-    about = {"learning_rate": rate, "step": step, "tokens": tokens, "forget_tokens": seen.get(setting.domain, 0)}
-    lines, losses = [], {}
-    for category, rows in setting.test.items():
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
-            loss = evaluate_loss(model, rows, batch_size=c.evaluate.batch_size)
-        losses[category] = loss.mean
-        what = {"split": "test", "category": category, "variant": "intact", "loss": loss.mean}
-        flops = 6 * model.num_parameters() * tokens
-        lines.append(json.dumps({**about, "flops": flops, **what, "num_tokens": loss.num_tokens}) + "\n")
-    if all(map(math.isfinite, losses.values())):
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-    report(f"learning rate {rate:g}, step {step}: " + ", ".join(f"{c} {loss:.3f}" for c, loss in losses.items()))
-    return Point(step, tokens, about["forget_tokens"], losses[setting.domain])
 
 
 def _open(start: Path, matched: Matched | None) -> Opened:

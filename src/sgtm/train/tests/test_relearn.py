@@ -89,7 +89,7 @@ def test_more_tokens_than_there_are_is_refused(data):
 
 @pytest.mark.parametrize("units", ["absent", "zero", "init"])
 def test_what_was_removed_is_relearned(finished_run, tmp_path, units):
-    config = replace(QUICK, units=units, learning_rates=[1e-2, 1e-6], steps=30, target="4", tokens=600)
+    config = replace(QUICK, units=units, learning_rates=[1e-2, 1e-6], steps=8, target="4", tokens=600)
     summary = relearn(finished_run, config, tmp_path / "out", quiet)
     fast, slow = summary["curves"]
     assert summary["best"] == 1e-2
@@ -97,7 +97,7 @@ def test_what_was_removed_is_relearned(finished_run, tmp_path, units):
     assert not slow["reached"]
     assert fast["at"]["loss"] == 4
     assert slow["closest"]["loss"] > 4
-    assert slow["steps"] == 30
+    assert slow["steps"] == 8
     records = read_records(tmp_path / "out" / "metrics.jsonl")
     assert all(set(RECORD) | {"learning_rate", "forget_tokens"} == set(r) for r in records)
     curve = [r for r in records if r["learning_rate"] == 1e-2 and r["category"] == "forget"]
