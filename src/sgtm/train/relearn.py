@@ -224,6 +224,8 @@ class Curve:
         c, target = self.setting.config, -math.inf if self.setting.target is None else self.setting.target
         points = [self.evaluate(0)]
         for step, rows in enumerate(_steps(self.setting), 1):
+            if step > c.steps or (c.stop and points[-1].loss <= target):
+                break
             self.step(rows)
             if step % (c.evaluate.every or c.steps) and step < c.steps:
                 continue
@@ -232,8 +234,6 @@ class Curve:
                 self.report(f"learning rate {self.rate:g} diverged before step {step}")
                 break
             points.append(point)
-            if step >= c.steps or (c.stop and point.loss <= target):
-                break
         return reach(points, target)
 
     def step(self, rows: Sequence[Sequence[int]]) -> None:

@@ -83,8 +83,7 @@ def check_fits(opened: Opened, data: PreparedData) -> None:
     known = data.tokenizer.get_vocab() if opened.tokenizer is None else opened.tokenizer.get_vocab()
     if not data.tokenizer.get_vocab().items() <= known.items():
         raise ConfigError(
-            f"the data was prepared with another tokenizer than that of {opened.path}; prepare it with the model's own "
-            f"(--tokenizer {opened.path})"
+            f"the data was prepared with another tokenizer than that of {opened.path}; prepare it with the model's own"
         )
     if opened.model.config.vocab_size < len(data.tokenizer):
         raise ConfigError(

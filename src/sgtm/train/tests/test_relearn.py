@@ -109,6 +109,13 @@ def test_what_was_removed_is_relearned(finished_run, tmp_path, units):
     assert 600 <= curve[1]["tokens"] / 2 < 630
 
 
+def test_a_start_that_has_reached_the_target_takes_no_step(finished_run, tmp_path):
+    summary = relearn(finished_run, replace(QUICK, target="9"), tmp_path / "out", quiet)
+    assert summary["curves"][0]["at"]["step"] == summary["curves"][0]["steps"] == 0
+    summary = relearn(finished_run, replace(QUICK, target="9", stop=False), tmp_path / "on", quiet)
+    assert (summary["curves"][0]["at"]["step"], summary["curves"][0]["steps"]) == (0, 6)
+
+
 def test_a_target_may_be_a_model_and_the_start_is_the_ablated_one(finished_run, tmp_path):
     from sgtm.evaluate.loss import evaluate_loss
     from sgtm.train.opening import open_model
