@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sgtm.config import (
+    AttackConfig,
     Category,
     ClassifyConfig,
     ConfigError,
     PrepareConfig,
+    RelearnConfig,
     RunConfig,
     RunError,
     StoppedError,
@@ -656,6 +658,78 @@ def push(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm push", args=arguments)
 
 
+@dataclass(frozen=True)
+class RelearnCommand:
+    """Remove the forget units of a model and fine-tune it to have them back: how many steps and forget tokens it takes.
+
+    Killed, it goes on with the curves that are missing when it is run again.
+    """
+
+    start: tyro.conf.Positional[Path]
+    """A run's folder, an export, or a Hugging Face checkpoint."""
+    relearn: Annotated[RelearnConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder to write: relearn.yaml, metrics.jsonl, summary.json."""
+
+
+def relearn(arguments: Arguments) -> None:
+    """Fine-tune a model to have back what was removed: steps and forget tokens, by learning rate."""
+    command = tyro.cli(RelearnCommand, prog="sgtm relearn", args=arguments)
+    from sgtm.train.relearn import relearn as run_relearning
+
+    run_relearning(command.start, command.relearn, command.out)
+    _print_relearning([command.out])
+    print(f"written to {command.out}")
+
+
+def _print_relearning(folders: list[Path]) -> None:
+    from rich.console import Console
+
+    from sgtm.plot.relearning import read_relearnings, relearning_table
+
+    Console(width=max(140, Console().width)).print(relearning_table(read_relearnings(folders)))
+
+
+def plot_relearning(arguments: Arguments) -> None:
+    """Forget loss over steps and forget tokens of relearning."""
+
+    def command(folders: tyro.conf.Positional[list[Path]], out: Path = Path("relearning.png")) -> None:
+        """Forget loss over steps and forget tokens of relearning: each start's best learning rate, over seeds.
+
+        Args:
+            folders: what `sgtm relearn` wrote, or folders that hold such folders.
+            out: the picture to write (png, pdf, svg).
+        """
+        from sgtm.plot.relearning import read_relearnings, relearning
+
+        relearning(read_relearnings(folders), out)
+        _print_relearning(folders)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot relearning", args=arguments)
+
+
+@dataclass(frozen=True)
+class AttackCommand:
+    """Ask a model for what was removed, without training it: quantise, prune, show examples, probe hidden states."""
+
+    start: tyro.conf.Positional[Path]
+    """A run's folder, an export, or a Hugging Face checkpoint; forget units are removed first."""
+    attack: Annotated[AttackConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder to write: attack.yaml, metrics.jsonl (losses) and probes.jsonl."""
+
+
+def attack(arguments: Arguments) -> None:
+    """Attacks without training: quantisation, pruning, examples in the context, linear probes."""
+    command = tyro.cli(AttackCommand, prog="sgtm attack", args=arguments)
+    from sgtm.train.attack import attack as run_attacks
+    from sgtm.train.attack import print_attacks
+
+    print_attacks(run_attacks(command.start, command.attack, command.out))
+    print(f"written to {command.out}")
+
+
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": demo,
     "data synthetic": data_synthetic,
@@ -672,6 +746,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "export": export,
     "push": push,
     "sweep": sweep,
+    "relearn": relearn,
+    "attack": attack,
     "gradients": gradients,
     "leakage": leakage,
     "plot tradeoff": plot_tradeoff,
@@ -679,6 +755,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "plot grid": plot_grid,
     "plot gradient-norms": plot_gradient_norms,
     "plot leakage": plot_leakage,
+    "plot relearning": plot_relearning,
     "env": env,
 }
 

@@ -75,6 +75,9 @@ class Stream(IntEnum):
     MIXED = 9
     TOPICS = 10
     EXAMPLES = 11
+    RELEARN = 20
+    SHOTS = 21
+    PROBE = 22
 
 
 class ConfigError(ValueError):
@@ -555,6 +558,108 @@ class WikipediaConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
+
+
+@dataclass(frozen=True)
+class RelearnConfig:
+    """How a model from which something was removed is fine-tuned to have it back.
+
+    AdamW with betas and weight decay of `sgtm train`, clipped at 1; linear warm-up, then constant. One curve for each
+    learning rate, all from the same start and in the same order of batches.
+    """
+
+    target: str | None = None
+    """What counts as relearned: a forget loss in nats per token, or a model (one that nothing was kept from) whose
+    forget loss is measured on the same test rows, with the forget units that it may have."""
+    units: Literal["absent", "zero", "init"] = "absent"
+    """What becomes of the forget units: absent (cut out, as `sgtm export` does), zero (the paper: they stay, and can
+    never learn again), or init (zero output, fresh input weights: they can). Other models are taken as they are."""
+    without: str = ""
+    """Domains whose units are removed, with commas between; all by default."""
+    domain: str = ""
+    """The domain to be relearned, where the data has several."""
+    on: Literal["forget", "adjacent"] = "forget"
+    """What is trained on beside retain text: the domain itself, or adjacent text alone."""
+    mix: float = 0.5
+    """Share of it in the tokens of a step; the rest is retain text."""
+    tokens: int = 524_288
+    """Predicted tokens of a step, of both parts together (to the next whole row)."""
+    learning_rates: list[float] = field(default_factory=lambda: [2e-4])
+    steps: int = 1000
+    """Steps of a curve, at most."""
+    warmup_steps: int = 200
+    stop: bool = True
+    """End a curve when its forget loss has reached the target."""
+    lora: int = 0
+    """Rank of LoRA adapters at all projections, the model itself frozen; 0 trains every parameter."""
+    match: str | None = None
+    """Begin not with the last model of START but with its checkpoint (START: a run, or a folder of runs) whose retain
+    loss, ablated, is nearest to this model's."""
+    match_tolerance: float = 0.02
+    """How far it may be off (nats per token)."""
+    micro_batch_size: int = 16
+    """Rows of one forward and backward pass."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    data: DataConfig = field(default_factory=DataConfig)
+    """By default the data of START or, where that is no run, of the target."""
+    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(every=25))
+    seed: int = 0
+    """Order of the data, fresh weights."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "relearn", "tokens", "steps", "micro_batch_size")
+        if not 0 < self.mix <= 1:
+            raise ConfigError(f"mix={self.mix} is no share of a step; use more than 0 and at most 1")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ConfigError(f"learning_rates={self.learning_rates}: give at least one, all positive")
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ConfigError(f"learning_rates={self.learning_rates} has one twice; give each once")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ConfigError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
+        if self.lora < 0 or self.match_tolerance < 0:
+            raise ConfigError(f"lora={self.lora} and match_tolerance={self.match_tolerance} must not be negative")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """What is tried on a model from which something was removed, without training it."""
+
+    kind: list[Literal["quantize", "prune", "few-shot", "probe"]] = field(
+        default_factory=lambda: ["quantize", "prune", "few-shot", "probe"]
+    )
+    """Which attacks; all by default."""
+    against: str | None = None
+    """A model to compare with, attacked in the same way (one that was never given what was removed, or one that has
+    it)."""
+    without: str = ""
+    """Domains whose units are removed from models with forget units, with commas between; all by default."""
+    domain: str = ""
+    """The domain that is asked for, where the data has several."""
+    sparsities: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7])
+    """Of prune: shares of the projections' weights that are zeroed, those of least magnitude."""
+    scope: Literal["global", "layer"] = "global"
+    """Of prune: over all projections together, or over each by itself."""
+    shots: list[int] = field(default_factory=lambda: [0, 1, 2, 4])
+    """Of few-shot: training rows in the context before the text that is scored."""
+    examples: int = 500
+    """Of probe: training rows of each category that probes learn from."""
+    resamples: int = 1000
+    """Of probe: draws of the bootstrap."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """By default the data of START or, where that is no run, of the model to compare with."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Test rows (`every` has no meaning here)."""
+    seed: int = 0
+    """Draws of shots and of rows for probes."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "attack", "examples", "resamples")
+        if not self.kind:
+            raise ConfigError("kind names no attack; leave it out for all of them")
+        if not self.sparsities or not all(0 <= share < 1 for share in self.sparsities):
+            raise ConfigError(f"sparsities={self.sparsities}: give shares of the weights, from 0 to less than 1")
+        if not self.shots or min(self.shots) < 0:
+            raise ConfigError(f"shots={self.shots}: give numbers of rows, from 0")
 
 
 def load(path: str | Path, *recipes: str | Path) -> RunConfig:

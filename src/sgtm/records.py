@@ -7,6 +7,9 @@ from typing import Any
 METRICS = "metrics.jsonl"
 GRADIENTS = "gradients.jsonl"
 LEAKAGE = "leakage.jsonl"
+RELEARN = "relearn.yaml"  # settings of a relearning
+SUMMARY = "summary.json"
+PROBES = "probes.jsonl"
 RECORD = ("step", "tokens", "flops", "split", "category", "variant", "loss", "num_tokens")
 RESULTS = "results.parquet"  # the records of all runs of a sweep
 CONFIGS = "configs"  # in the metadata of that file: the runs' configurations by name, as JSON

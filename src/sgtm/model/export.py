@@ -70,6 +70,21 @@ def export(
     return replace(done, folder=folder)
 
 
+def without_units(model: PreTrainedModel, sgtm: SGTM, without: Sequence[str] = ()) -> PreTrainedModel:
+    """The stock model that ``export`` would write, in memory; ``model`` stays as it is.
+
+    Args:
+        without: the domains to remove; all by default.
+
+    Raises:
+        ConfigError: an unknown domain, or a bias of the head that a stock model has no place for.
+    """
+    check_has_head(model)
+    _check_head_bias(model)
+    plain = stock(model)
+    return _without(plain, on_stock(plain, sgtm.partition), sgtm.partition.select_domains(without))[0]
+
+
 def _write(
     model: PreTrainedModel,
     sgtm: SGTM,

@@ -83,3 +83,16 @@ def labelled_texts(tmp_path):
     source, with_labels = texts(str(tmp_path / "texts.jsonl"))
     settings = PrepareConfig(tmp_path / "data", "train:300", 16, test_fraction=0.2)
     return prepare(source, settings, {"source": "test"}, None, with_labels)
+
+
+@pytest.fixture(scope="session")
+def finished_run(prepared, tmp_path_factory):
+    """A short run of sgtm that kept its checkpoints."""
+    from sgtm.train.run import train
+    from sgtm.train.tests.test_run import config_of
+
+    folder = tmp_path_factory.mktemp("finished") / "sgtm-seed0"
+    changes = {"steps": 24, "save_every": 12, "keep_checkpoints": None}
+    config = config_of(prepared, **{f"train__{key}": value for key, value in changes.items()}, evaluate__rows=20)
+    train(config, folder)
+    return folder
