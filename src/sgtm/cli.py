@@ -22,6 +22,7 @@ from sgtm.config import (
     RunError,
     StoppedError,
     TranslateConfig,
+    UnlearnConfig,
     WikipediaConfig,
     load,
     nearest,
@@ -659,6 +660,35 @@ def push(arguments: Arguments) -> None:
 
 
 @dataclass(frozen=True)
+class UnlearnCommand:
+    """Suppress a capability of a finished model; the method is named by --method."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, an export, or a Hugging Face checkpoint; taken with all its units."""
+    unlearn: Annotated[UnlearnConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder to write: unlearn.yaml, metrics.jsonl, model/."""
+
+
+def unlearn(arguments: Arguments) -> None:
+    """Suppress a capability of a finished model: RMU, gradient ascent, MaxEnt, NPO, UNDO."""
+    _unlearn(tyro.cli(UnlearnCommand, prog="sgtm unlearn", args=arguments))
+
+
+def rmu(arguments: Arguments) -> None:
+    """RMU: `sgtm unlearn --method rmu`."""
+    _unlearn(tyro.cli(UnlearnCommand, prog="sgtm rmu", args=arguments))
+
+
+def _unlearn(command: UnlearnCommand) -> None:
+    from sgtm.train.summary import print_losses
+    from sgtm.train.unlearn import unlearn as run_unlearning
+
+    print_losses({command.unlearn.method: run_unlearning(command.model, command.unlearn, command.out)})
+    print(f"written to {command.out}")
+
+
+@dataclass(frozen=True)
 class RelearnCommand:
     """Remove the forget units of a model and fine-tune it to have them back: how many steps and forget tokens it takes.
 
@@ -746,6 +776,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "export": export,
     "push": push,
     "sweep": sweep,
+    "rmu": rmu,
+    "unlearn": unlearn,
     "relearn": relearn,
     "attack": attack,
     "gradients": gradients,

@@ -78,6 +78,8 @@ class Stream(IntEnum):
     RELEARN = 20
     SHOTS = 21
     PROBE = 22
+    RMU = 23
+    UNLEARN = 24
 
 
 class ConfigError(ValueError):
@@ -558,6 +560,74 @@ class WikipediaConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
+
+
+@dataclass(frozen=True)
+class UndoConfig:
+    """Of the method undo alone: the teacher, the damage, and the repair."""
+
+    first: Literal["rmu", "ascent", "maxent", "npo"] = "maxent"
+    """What makes the teacher, with the settings that it has by itself."""
+    noise: float = 0.5
+    """Share of the way from the teacher's weights to new ones."""
+    steps: int = 1000
+    """Of distillation."""
+    learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "undo", "steps")
+        if not 0 <= self.noise <= 1 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"undo.noise={self.noise} must be 0 to 1 and undo.learning_rate={self.learning_rate} positive"
+            )
+
+
+@dataclass(frozen=True)
+class UnlearnConfig:
+    """How a capability of a finished model is suppressed. The defaults are the paper's RMU."""
+
+    method: Literal["rmu", "ascent", "maxent", "npo", "undo"] = "rmu"
+    """rmu (arXiv:2403.03218), gradient ascent, maxent (uniform predictions), npo (arXiv:2404.05868), undo
+    (arXiv:2506.06278)."""
+    domains: list[str] = field(default_factory=list)
+    """Domains to be unlearned, in turns; all of the data's by default."""
+    retain: list[str] = field(default_factory=lambda: ["retain"])
+    """Categories that shall stay as they are (retain, adjacent)."""
+    parameters: list[str] = field(default_factory=list)
+    """Globs of the parameters that are updated; by default, of rmu the MLP weights of its layer and the two before it,
+    of other methods all."""
+    steps: int = 250
+    batch_size: int = 4
+    """Rows of the domain in a step, and as many of what is retained."""
+    learning_rate: float = 5e-5
+    layer: int | None = None
+    """Of rmu: the layer, from 0, that is steered; by default 7, or the last one of a smaller model."""
+    steering: float = 20.0
+    """Of rmu: length of the control vectors."""
+    alpha: float = 100.0
+    """Of rmu: weight of what is retained."""
+    beta: float = 0.1
+    """Of npo: inverse temperature."""
+    retain_weight: float = 1.0
+    """Of ascent, maxent and npo: weight of the retain loss."""
+    undo: UndoConfig = field(default_factory=UndoConfig)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    data: DataConfig = field(default_factory=DataConfig)
+    """By default the data of MODEL, if that is a run."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    seed: int = 0
+    """Control vectors, order of the data, noise, calibration."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "unlearn", "steps", "batch_size")
+        for name in ("learning_rate", "steering", "beta"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if self.alpha < 0 or self.retain_weight < 0:
+            raise ConfigError(f"alpha={self.alpha} and retain_weight={self.retain_weight} must not be negative")
+        if not self.retain:
+            raise ConfigError("retain names no category; give retain, adjacent, or both")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 METRICS = "metrics.jsonl"
 GRADIENTS = "gradients.jsonl"
 LEAKAGE = "leakage.jsonl"
+UNLEARN = "unlearn.yaml"  # settings of an unlearning
 RELEARN = "relearn.yaml"  # settings of a relearning
 SUMMARY = "summary.json"
 PROBES = "probes.jsonl"

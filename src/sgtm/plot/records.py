@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sgtm.config import DOMAINS, ConfigError, nearest
-from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, read_records
+from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, UNLEARN, read_records
 
 MEAN = "mean"  # of all domains' losses
 
@@ -73,9 +73,23 @@ def read_run(folder: Path) -> RunRecords:
         ConfigError: no records there.
     """
     if not (folder / METRICS).is_file():
-        raise ConfigError(f"{folder} has no {METRICS}; give folders written by `sgtm train`")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return RunRecords(folder, config, read_records(folder / METRICS))
+        raise ConfigError(f"{folder} has no {METRICS}; give folders written by `sgtm train` or `sgtm unlearn`")
+    records = read_records(folder / METRICS)
+    settings = folder / UNLEARN
+    if settings.is_file():
+        return RunRecords(folder, _as_of_a_run(yaml.safe_load(settings.read_text(encoding="utf-8")), records), records)
+    return RunRecords(folder, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), records)
+
+
+def _as_of_a_run(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of an unlearning under the keys of a run's configuration; the labels are the true categories."""
+    domains = settings["domains"]
+    return {
+        **settings,
+        "partition": {"domains": {} if tuple(domains) == DOMAINS else dict.fromkeys(domains)},
+        "labels": {"precision": None, "undiscovered": None, "tpr": None, "fpr": None},
+        "train": {"steps": max((r["step"] for r in records), default=0)},
+    }
 
 
 def read_runs(paths: Iterable[Path]) -> list[RunRecords]:

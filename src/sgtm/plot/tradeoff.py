@@ -19,6 +19,11 @@ COLORS = {
     "conditional": "#882255",
     "token_masking": "#332288",
     "unlikelihood": "#999933",
+    "rmu": "#aa4499",
+    "ascent": "#661100",
+    "maxent": "#6699cc",
+    "npo": "#ddaa33",
+    "undo": "#117733",
 }
 OTHER = "#b8860b"
 

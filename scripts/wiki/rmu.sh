@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# RMU on the models without a filter of run.sh (runs/wiki/PRESET/none-seedK): representations of biology are made noise.
+#   scripts/wiki/rmu.sh [--preset cpu|paper] [--seeds "0 1 2"] [--dry-run] [options of `sgtm rmu`]
+source "$(dirname "$0")/../preset.sh"
+run=() rest=() seeds="0 1 2"
+set -- ${options[@]+"${options[@]}"}
+while (($#)); do
+  case $1 in
+    --dry-run) run=(echo) ;;
+    --seeds) seeds=${2:-}; shift ;;
+    *) rest+=("$1") ;;
+  esac
+  (($#)) && shift
+done
+case $preset in
+  cpu) settings=(--layer 1 --steps 250 --learning-rate 1e-3 --evaluate.every 50) ;;
+  paper) settings=(--layer 7 --steps 250 --learning-rate 5e-5 --evaluate.every 10 --evaluate.rows 2000 --precision bf16) ;;
+esac
+for seed in $seeds; do
+  ${run[@]+"${run[@]}"} sgtm rmu "runs/wiki/$preset/none-seed$seed" --out "runs/wiki/$preset/rmu-seed$seed" --seed "$seed" \
+    "${settings[@]}" ${rest[@]+"${rest[@]}"}
+done
