@@ -259,7 +259,7 @@ def plot_tradeoff(arguments: Arguments) -> None:
         runs: tyro.conf.Positional[list[Path]],
         out: Path = Path("tradeoff.png"),
         variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
-        retain: Literal["retain", "adjacent"] = "retain",
+        retain: str = "retain",
         forget: str = "",
     ) -> None:
         """Forget loss against retain loss of runs.
@@ -268,7 +268,7 @@ def plot_tradeoff(arguments: Arguments) -> None:
             runs: folders of runs, of sweeps, or a sweep's results.parquet.
             out: the picture to write (png, pdf, svg).
             variant: which model's losses.
-            retain: the category on the x axis.
+            retain: the category on the x axis: retain, adjacent or, by topic, retain/Culture.
             forget: the domain on the y axis where there are several, or `mean` of all of them.
         """
         from sgtm.plot.records import read_runs
@@ -659,6 +659,66 @@ def push(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm push", args=arguments)
 
 
+def penalty(arguments: Arguments) -> None:
+    """The compute penalty of runs: of how much less compute an ordinary model would have their losses."""
+
+    def command(
+        runs: tyro.conf.Positional[list[Path]],
+        ordinary: list[Path],
+        variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
+        draws: int = 1000,
+        out: Path | None = None,
+    ) -> None:
+        """Fit l = a C^-b to models without a filter, and tell losses in their compute.
+
+        Args:
+            runs: folders of runs or sweeps that are judged; those that differ by their seed alone together.
+            ordinary: runs without a filter, of several sizes (and seeds).
+            variant: which losses, of both.
+            draws: of the seeds, for the 95 % intervals.
+            out: a JSON file to write as well.
+        """
+        from rich.console import Console
+
+        from sgtm.plot.penalty import categories_of, penalties, table, write_penalties
+        from sgtm.plot.records import read_runs
+
+        references, judged = read_runs(ordinary), read_runs(runs)
+        laws, found = penalties(references, judged, categories_of([*references, *judged]), variant, draws)
+        Console(width=max(120, Console().width)).print(table(laws, found))
+        if out is not None:
+            write_penalties(laws, found, out)
+            print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm penalty", args=arguments)
+
+
+def plot_penalty(arguments: Arguments) -> None:
+    """The laws of models without a filter, and where other runs stand."""
+
+    def command(
+        runs: tyro.conf.Positional[list[Path]],
+        ordinary: list[Path],
+        variant: Literal["calibrated", "ablated", "intact"] = "calibrated",
+        out: Path = Path("penalty.png"),
+    ) -> None:
+        """Loss over compute: the law of models without a filter, and the runs that are judged by it.
+
+        Args:
+            runs: folders of runs or sweeps that are judged.
+            ordinary: runs without a filter, of several sizes.
+            variant: which losses, of both.
+            out: the picture to write (png, pdf, svg).
+        """
+        from sgtm.plot.penalty import penalty
+        from sgtm.plot.records import read_runs
+
+        penalty(read_runs(ordinary), read_runs(runs), out, variant)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot penalty", args=arguments)
+
+
 @dataclass(frozen=True)
 class UnlearnCommand:
     """Suppress a capability of a finished model; the method is named by --method."""
@@ -782,12 +842,14 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "attack": attack,
     "gradients": gradients,
     "leakage": leakage,
+    "penalty": penalty,
     "plot tradeoff": plot_tradeoff,
     "plot undiscovered": plot_undiscovered,
     "plot grid": plot_grid,
     "plot gradient-norms": plot_gradient_norms,
     "plot leakage": plot_leakage,
     "plot relearning": plot_relearning,
+    "plot penalty": plot_penalty,
     "env": env,
 }
 

@@ -281,9 +281,14 @@ class EvaluateConfig:
     """Test rows of each category; all by default."""
     batch_size: int = 64
     """Rows of one forward pass."""
+    topics: int = 0
+    """Where the data has topics (Wikipedia): tell losses by so many parts of their names as well (1: Culture, STEM; 2:
+    STEM.Biology)."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "evaluate", "every", "rows", "batch_size")
+        if self.topics < 0:
+            raise ConfigError(f"evaluate.topics={self.topics} must be 0 (not by topic) or more")
 
 
 @dataclass(frozen=True)
@@ -325,8 +330,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "sgtm"
-    """none, filter, sgtm (= parameter_masking), gradient_routing, activation_masking, a parameter_masking_no_*, gram,
-    conditional, token_masking, or unlikelihood."""
+    """none, filter, strict_filter (adjacent text goes too), sgtm (= parameter_masking), gradient_routing,
+    activation_masking, a parameter_masking_no_*, gram, conditional, token_masking, or unlikelihood."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -22,7 +22,8 @@ from sgtm.data.scores import read_scores, sum_by_document
 from sgtm.data.token_loss import Masked, Unlikely
 from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, read_manifest, tokenizer_hash
 
-Use = Literal["modes", "filter", "everything", "mask", "unlikelihood", "condition"]
+Use = Literal["modes", "filter", "strict_filter", "everything", "mask", "unlikelihood", "condition"]
+_FILTERS = ("filter", "strict_filter")
 # (input_ids, label codes of the tokens, document) -> what is read and what is learned of a row; all three by token.
 Treatment = Callable[[NDArray[Any], Codes, int], dict[str, Any]]
 
@@ -190,8 +191,9 @@ def training_rows(
 
     Args:
         use: ``modes`` trains each row in the mode of its label. All others train in default mode: ``filter`` drops
-            what is labelled forget; ``everything`` trains all rows; ``mask`` and ``unlikelihood`` read what is
-            labelled forget but do not learn it, or make it unlikely; ``condition`` gives rows control tokens.
+            what is labelled forget, ``strict_filter`` what is adjacent as well; ``everything`` trains all rows;
+            ``mask`` and ``unlikelihood`` read what is labelled forget but do not learn it, or make it unlikely;
+            ``condition`` gives rows control tokens.
         control: of ``condition``.
 
     Returns:
@@ -205,7 +207,8 @@ def training_rows(
         )
     everything, treat = np.zeros(len(rows), np.int8), _treatment(use, rows, control)
     if rows.token_labels is not None:
-        return _with_token_labels(rows, use, everything, treat)
+        labelled, counts = _with_token_labels(rows, use, everything, treat)
+        return (_without_adjacent(labelled) if use == "strict_filter" else labelled), counts
     drawn = rows.labels
     if drawn is None:
         scores = None if labels.depends_on == "nothing" else _scores(rows, labels.depends_on)
@@ -216,11 +219,16 @@ def training_rows(
         for k, label in enumerate(label_names(rows.domains))
     }
     labelled = replace(rows, modes=modes_of(drawn, rows.domains) if use == "modes" else everything)
-    if use == "filter":
+    if use in _FILTERS:
         labelled = labelled.select(np.flatnonzero(drawn >= len(rows.domains)))
+        labelled = _without_adjacent(labelled) if use == "strict_filter" else labelled
     elif treat is not None:
         labelled = replace(labelled, labels=drawn, treat=treat)
     return labelled, {name: n for name, n in counts.items() if n}
+
+
+def _without_adjacent(rows: Rows) -> Rows:
+    return rows.select(np.flatnonzero(rows.categories != categories(rows.domains).index("adjacent")))
 
 
 def _treatment(use: Use, rows: Rows, control: Control | None) -> Treatment | None:
@@ -231,7 +239,7 @@ def _treatment(use: Use, rows: Rows, control: Control | None) -> Treatment | Non
         return control
     if use == "unlikelihood":
         return Unlikely(num_domains)
-    return Masked(num_domains) if use in ("mask", "filter") else None
+    return Masked(num_domains) if use in ("mask", *_FILTERS) else None
 
 
 def _scores(rows: Rows, name: str) -> NDArray[np.float64]:
@@ -257,6 +265,24 @@ def _with_token_labels(rows: Rows, use: Use, everything: Codes, treat: Treatment
     if treat is not None:
         return replace(rows, modes=everything, treat=treat), counts
     return replace(rows, modes=np.maximum.reduceat(modes_of(codes, rows.domains), starts)), counts
+
+
+def by_topic(rows: dict[Category, Rows], levels: int) -> dict[str, Rows]:
+    """Rows of each category by the first ``levels`` parts of their topics' names: ``retain/Culture``.
+
+    Raises:
+        ConfigError: rows without topics.
+    """
+    found: dict[str, Rows] = {}
+    for category, of_category in rows.items():
+        if "topic" not in of_category.data.column_names:
+            raise ConfigError(
+                f"evaluate.topics={levels}: the data has no topics (`sgtm data wikipedia` writes them); leave it out"
+            )
+        names = np.array([".".join(t.split(".")[:levels]) for t in of_category.data["topic"]])
+        for name in sorted(set(names)):
+            found[f"{category}/{name}"] = of_category.select(np.flatnonzero(names == name))
+    return found
 
 
 def rows_in_mode(rows: Rows, code: int) -> NDArray[np.int64]:
@@ -311,7 +337,7 @@ def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.f
     """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
     if rows.has_labels:
         raise ConfigError("train.mixing=step_draw draws labels, and the data comes with its own; use example or step")
-    if use not in ("modes", "filter", "everything"):
+    if use not in ("modes", "everything", *_FILTERS):
         raise ConfigError(
             "train.mixing=step_draw labels whole steps, and this method needs the labels of rows; use example"
         )
@@ -330,8 +356,10 @@ def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.f
             mode = known.index(rows.domains[code])
             chances[:, mode] = np.where(is_forget, tpr * (np.arange(num_categories) == code), fpr / num_domains)
         chances[:, known.index("retain")] = np.where(is_forget, 0.0, labels.retain_fraction)
-    elif use == "filter":
+    elif use in _FILTERS:
         chances[:, -1] = np.where(is_forget, tpr, fpr)
+        if use == "strict_filter":
+            chances[categories(rows.domains).index("adjacent"), -1] = 1.0
     chances[:, known.index("default")] = 1 - chances.sum(1)
     return chances
 
@@ -375,7 +403,8 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
         token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "token_labels")
     elif "label" in data.column_names:
         given = _codes(pc.fill_null(table["label"], UNLABELED), label_names(domains), path, "labels")
-    columns = ["input_ids"] if token_labels is None else ["input_ids", "token_labels"]
+    columns = ["input_ids", *(["topic"] if "topic" in data.column_names else [])]
+    columns += [] if token_labels is None else ["token_labels"]
     documents = table["document"].to_numpy()
     kept = data.select_columns(columns)
     return Rows(kept, codes, documents, None, domains, given, token_labels, folder=Path(path))

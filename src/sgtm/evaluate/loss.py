@@ -1,6 +1,6 @@
 """Losses in nats per token: sums over tokens, never means of means."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,6 +98,18 @@ def evaluate_categories(
         if bias is not None:
             losses[category, "calibrated"] = evaluate_loss(model, given, sgtm, bias, batch_size, without)
     return losses
+
+
+def of_categories(losses: Mapping[tuple[str, Variant], Loss]) -> dict[tuple[Category, Variant], Loss]:
+    """Losses of whole categories from those of their parts (``retain/Culture``): means over all their tokens."""
+    parts: dict[tuple[Category, Variant], list[Loss]] = {}
+    for (name, variant), loss in losses.items():
+        parts.setdefault((name.partition("/")[0], variant), []).append(loss)
+    numbers = {key: sum(loss.num_tokens for loss in found) for key, found in parts.items()}
+    return {
+        key: Loss(sum(loss.mean * loss.num_tokens for loss in found) / numbers[key], numbers[key])
+        for key, found in parts.items()
+    }
 
 
 def ablation_matrix(

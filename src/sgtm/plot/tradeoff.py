@@ -19,11 +19,12 @@ COLORS = {
     "conditional": "#882255",
     "token_masking": "#332288",
     "unlikelihood": "#999933",
-    "rmu": "#aa4499",
-    "ascent": "#661100",
-    "maxent": "#6699cc",
-    "npo": "#ddaa33",
-    "undo": "#117733",
+    "strict_filter": "#003f5c",
+    "rmu": "#a3195b",
+    "ascent": "#7a4b2a",
+    "maxent": "#6f7fb5",
+    "npo": "#c9a227",
+    "undo": "#4d5d26",
 }
 OTHER = "#b8860b"
 
@@ -35,7 +36,7 @@ def tradeoff(
 
     Args:
         variant: intact, ablated or calibrated losses.
-        retain: the category on the x axis (retain or adjacent).
+        retain: the category on the x axis (retain, adjacent, or by topic retain/Culture).
         forget: the domain on the y axis, or ``mean``: the mean of all domains' losses. May be left out where all runs
             have the same one.
 

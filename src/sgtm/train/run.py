@@ -21,11 +21,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, write
 from sgtm.data.conditional import GOOD, Control
-from sgtm.data.mixture import PreparedData, Rows, Use, count_modes, step_draw_chances, training_rows
+from sgtm.data.mixture import PreparedData, Rows, Use, by_topic, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
-from sgtm.evaluate.loss import Loss, Variant, ablation_matrix, evaluate_categories
+from sgtm.evaluate.loss import Loss, Variant, ablation_matrix, evaluate_categories, of_categories
 from sgtm.model.attach import export_module
 from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
@@ -80,6 +80,7 @@ class Method:
 METHODS = {
     "none": Method("everything"),
     "filter": Method("filter"),
+    "strict_filter": Method("strict_filter"),  # what is adjacent goes too
     "token_masking": Method("mask"),  # SLUNG, arXiv:2505.03052: sgtm.data.token_loss
     "unlikelihood": Method("unlikelihood"),
     "conditional": Method("condition"),  # arXiv:2302.08582: sgtm.data.conditional
@@ -307,6 +308,7 @@ class Evaluation:
     ) -> None:
         self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
         self.test = evaluation_rows(config, data)
+        self.groups = by_topic(self.test, config.evaluate.topics) if config.evaluate.topics else self.test
         self.for_removed = data.for_removed
         train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
         self.train = {c: data.for_removed(found) for c, found in train.items()}
@@ -320,9 +322,10 @@ class Evaluation:
             if step >= c.train.steps or c.calibrate.every_evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
-            self.losses = evaluate_categories(
-                self.model, self.test, self.sgtm, self.bias, size, self.without, self.for_removed
+            losses = evaluate_categories(
+                self.model, self.groups, self.sgtm, self.bias, size, self.without, self.for_removed
             )
+        self.losses = losses if self.groups is self.test else of_categories(losses) | losses
         return self.losses
 
 

@@ -133,9 +133,7 @@ class _Unlearning:
                 loss = objective(forget, retain, domain)
             loss.backward()  # type: ignore[no-untyped-call]
             if not math.isfinite(value := float(loss.detach())):
-                raise RunError(
-                    f"the loss is {value} at step {self.step}; use a lower --learning-rate, or fewer --steps"
-                )
+                raise RunError(f"the loss is {value} at step {self.step}; use a lower --learning-rate")
             torch.nn.utils.clip_grad_norm_(chosen.values(), _MAX_NORM)
             optimizer.step()
             optimizer.zero_grad()

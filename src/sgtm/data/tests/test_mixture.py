@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from sgtm.config import CATEGORIES, MODES, ConfigError, DataConfig, LabelConfig
-from sgtm.data.mixture import PreparedData, collate, count_modes, step_draw_chances, training_rows
-from sgtm.data.tokenize import load_tokenizer
+from sgtm.data.mixture import PreparedData, by_topic, collate, count_modes, step_draw_chances, training_rows
+from sgtm.data.tokenize import load_tokenizer, tokenizer_hash
 
 LABELS = LabelConfig(undiscovered=0.2, retain_fraction=0.25)
 
@@ -27,6 +29,45 @@ def test_each_use_of_the_labels(data):
     undiscovered = filtered.of("forget")
     assert len(undiscovered) == counts["forget as unlabeled"] > 0
     assert undiscovered[0]["mode"] == MODES.index("default")
+
+
+@pytest.fixture
+def with_topics(tmp_path):
+    """Rows of three categories with topics."""
+    kinds = {"forget": "STEM.Biology", "adjacent": "STEM.Chemistry", "retain": "Culture.Media.Films"}
+    columns = {
+        "input_ids": [[1, 2, 3]] * 12,
+        "category": [*kinds] * 4,
+        "document": list(range(12)),
+        "topic": [*kinds.values()] * 3 + ["STEM.Biology", "STEM.Space", "STEM.Space"],
+    }
+    split = Dataset.from_dict(columns)
+    DatasetDict(train=split, test=split).save_to_disk(tmp_path / "data")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<|endoftext|>")
+    tokenizer.add_tokens(["a", "b", "c"])
+    tokenizer.save_pretrained(tmp_path / "data" / "tokenizer")
+    about = {"tokenizer_sha256": tokenizer_hash(tokenizer), "settings": {"pack": False}}
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(about))
+    return PreparedData.load(DataConfig(str(tmp_path / "data")))
+
+
+def test_the_strict_filter_drops_what_is_adjacent_too(with_topics):
+    labels = LabelConfig(undiscovered=0)
+    kept = {use: training_rows(with_topics.train, labels, use, 0)[0] for use in ("filter", "strict_filter")}
+    assert kept["filter"].present == ["adjacent", "retain"]
+    assert kept["strict_filter"].present == ["retain"]
+    assert len(kept["strict_filter"]) == 4
+    dropped = step_draw_chances(with_topics.train, labels, "strict_filter")[:, -1]
+    assert dropped.tolist() == [1, 1, 0]
+
+
+def test_rows_by_topic(with_topics, data):
+    test = {category: with_topics.test.of(category) for category in with_topics.test.present}
+    names = {level: {name: len(rows) for name, rows in by_topic(test, level).items()} for level in (1, 2)}
+    assert names[1] == {"forget/STEM": 4, "adjacent/STEM": 4, "retain/Culture": 3, "retain/STEM": 1}
+    assert names[2]["retain/Culture.Media"] == 3
+    with pytest.raises(ConfigError, match="the data has no topics"):
+        by_topic({"retain": data.test.of("retain")}, 1)
 
 
 def test_a_forget_row_is_trained_in_the_mode_of_its_label(data):

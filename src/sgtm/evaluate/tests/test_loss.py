@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sgtm.data.mixture import Rows
 from sgtm.evaluate import loss as loss_module
-from sgtm.evaluate.loss import evaluate_categories, evaluate_loss
+from sgtm.evaluate.loss import Loss, evaluate_categories, evaluate_loss, of_categories
 
 
 def rows_of(*lengths: int) -> Rows:
@@ -100,3 +100,9 @@ def test_variants_and_categories(model, sgtm, data):
 def test_rows_without_a_token_to_predict_are_refused(model):
     with pytest.raises(ValueError, match="at least two tokens"):
         evaluate_loss(model, rows_of(1, 1))
+
+
+def test_losses_of_parts_make_those_of_categories():
+    parts = {("retain/Culture", "intact"): Loss(2.0, 30), ("retain/STEM", "intact"): Loss(4.0, 10)}
+    whole = of_categories({**parts, ("forget/STEM", "ablated"): Loss(5.0, 3)})
+    assert whole == {("retain", "intact"): Loss(2.5, 40), ("forget", "ablated"): Loss(5.0, 3)}
