@@ -719,6 +719,25 @@ def plot_penalty(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm plot penalty", args=arguments)
 
 
+def plot_topics(arguments: Arguments) -> None:
+    """How much text a prepared Wikipedia has of each topic, by category."""
+
+    def command(data: tyro.conf.Positional[Path], out: Path = Path("topics.png"), number: int = 40) -> None:
+        """Draw the tokens of the largest topics, and on which side of the removal they stand.
+
+        Args:
+            data: a folder that `sgtm data wikipedia` wrote.
+            out: the picture to write (png, pdf, svg).
+            number: topics to draw, at most; those that are removed or adjacent always.
+        """
+        from sgtm.plot.topics import topics
+
+        topics(data, out, number)
+        print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm plot topics", args=arguments)
+
+
 @dataclass(frozen=True)
 class UnlearnCommand:
     """Suppress a capability of a finished model; the method is named by --method."""
@@ -850,6 +869,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "plot leakage": plot_leakage,
     "plot relearning": plot_relearning,
     "plot penalty": plot_penalty,
+    "plot topics": plot_topics,
     "env": env,
 }
 

@@ -8,13 +8,17 @@ from itertools import product
 from pathlib import Path
 
 import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
 from sgtm.cli import COMMANDS
-from sgtm.config import LabelConfig, RunConfig, dump
+from sgtm.config import LabelConfig, PrepareConfig, RunConfig, WikipediaConfig, dump
+from sgtm.data.wikipedia import prepare_wikipedia
 from sgtm.plot.tests.leakage_records import write_leakage_records
 from sgtm.plot.tests.test_gradient_norms import write_gradients
+from sgtm.plot.tests.test_relearning import write_relearning
 
 ROOT = Path(__file__).parents[3]
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
@@ -40,9 +44,42 @@ def runs(tmp_path_factory):
     return write_leakage_records(folder)
 
 
-def write_run(folder: Path, method: str, losses: tuple[float, float], share: float, seed: int) -> None:
-    """What `sgtm train` leaves of a run for figures."""
-    folder.mkdir(exist_ok=True)
+@pytest.fixture(scope="module")
+def wiki(tmp_path_factory):
+    """Runs and relearnings of Wikipedia, and prepared data with topics."""
+    folder = tmp_path_factory.mktemp("wiki")
+    for method, losses in {
+        "sgtm": (3.4, 4.6),
+        "none": (3.4, 3.9),
+        "filter": (3.4, 4.3),
+        "strict_filter": (3.3, 4.7),
+    }.items():
+        for seed in (0, 1):
+            write_run(folder / "runs" / f"{method}-seed{seed}", method, losses, 0.0, seed, {"adjacent": 3.9})
+    for name, reached in {"sgtm-seed0": 15.0, "rmu-seed0": 5.0, "weak-seed0": None}.items():
+        write_relearning(folder / "relearning" / name, {1e-3: [5, 4.4, 3.8]}, reached=reached)
+    topics = {"STEM.Biology": 12, "STEM.Chemistry": 9, "Culture.Media.Films": 30, "STEM.STEM*": 12}
+    pages = [(str(100 + i), topic) for i, topic in enumerate(t for t, n in topics.items() for _ in range(n))]
+    (folder / "topics.csv").write_text("".join(f"Q{page},{page},T,enwiki,{topic},0.9\n" for page, topic in pages))
+    texts = [f"Article {page} is about {topic}. " * 4 for page, topic in pages]
+    pq.write_table(pa.table({"id": [page for page, _ in pages], "text": texts}), folder / "articles.parquet")
+    config = PrepareConfig(folder / "data", "train:300", 32, pack=True, test_fraction=0.2)
+    prepare_wikipedia(
+        config, WikipediaConfig(folder / "topics.csv", str(folder / "articles.parquet"), adjacent="STEM.Chemistry")
+    )
+    return {"SGTM_WIKI_RUNS": "runs", "SGTM_RELEARNING": "relearning", "SGTM_WIKI_DATA": "data"}, folder
+
+
+def write_run(
+    folder: Path,
+    method: str,
+    losses: tuple[float, float],
+    share: float,
+    seed: int,
+    more: dict[str, float] | None = None,
+) -> None:
+    """What `sgtm train` leaves of a run for figures; ``more`` categories have their losses by name."""
+    folder.mkdir(exist_ok=True, parents=True)
     config = RunConfig(method=method, labels=LabelConfig(undiscovered=share), seed=seed)
     dump(replace(config, train=replace(config.train, steps=STEPS, warmup_steps=1)), folder / "config.yaml")
     records = [
@@ -57,14 +94,17 @@ def write_run(folder: Path, method: str, losses: tuple[float, float], share: flo
             "num_tokens": 500,
         }
         for step in (STEPS // 2, STEPS)
-        for category, loss in zip(("retain", "forget"), losses, strict=True)
+        for category, loss in (dict(zip(("retain", "forget"), losses, strict=True)) | (more or {})).items()
         for variant in ("intact", "ablated", "calibrated")
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
 
 
-def test_a_notebook_runs_and_draws(notebook, runs, monkeypatch):
+def test_a_notebook_runs_and_draws(notebook, runs, wiki, monkeypatch):
     monkeypatch.setenv("SGTM_RUNS", str(runs))
+    names, folder = wiki
+    for variable, name in names.items():
+        monkeypatch.setenv(variable, str(folder / name))
     content = nbformat.read(notebook, as_version=4)
     NotebookClient(content, timeout=60, resources={"metadata": {"path": str(notebook.parent)}}).execute()
     pictures = [

@@ -10,34 +10,34 @@ from sgtm.plot import relearning as module
 from sgtm.plot.relearning import lines_of, read_relearnings, relearning, relearning_table
 
 
+def write_relearning(folder, losses, target=3.0, best=None, reached=None, **settings):
+    """A folder that `sgtm relearn` could have written; ``losses`` by learning rate, one each 10 steps."""
+    folder.mkdir(parents=True)
+    settings = {"start": f"runs/{folder.name}", "on": "forget", "units": "absent", "lora": 0, "seed": 0, **settings}
+    (folder / "relearn.yaml").write_text(yaml.safe_dump({**settings, "learning_rates": list(losses)}))
+    best = best or next(iter(losses))
+    lines, curves = [], []
+    for rate, of_rate in losses.items():
+        for i, loss in enumerate(of_rate):
+            seen = {"step": 10 * i, "tokens": 400 * i, "forget_tokens": 200 * i * (settings["on"] == "forget")}
+            for category in ("forget", "retain"):
+                lines.append({**seen, "learning_rate": rate, "category": category, "loss": loss})
+        at = None
+        if reached is not None and rate == best:
+            at = {"step": reached, "tokens": 40 * reached, "forget_tokens": 20 * reached, "loss": target}
+        last = {**seen, "loss": of_rate[-1]}
+        curves.append(
+            {"learning_rate": rate, "reached": at is not None, "at": at, "closest": last, "steps": seen["step"]}
+        )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"domain": "forget", "target": target, "best": best, "curves": curves}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
 @pytest.fixture
 def write(tmp_path):
-    """A folder that `sgtm relearn` could have written; ``losses`` by learning rate, one each 10 steps."""
-
-    def write_one(name, losses, target=3.0, best=None, reached=None, **settings):
-        folder = tmp_path / name
-        folder.mkdir()
-        settings = {"start": f"runs/{name}", "on": "forget", "units": "absent", "lora": 0, "seed": 0, **settings}
-        (folder / "relearn.yaml").write_text(yaml.safe_dump({**settings, "learning_rates": list(losses)}))
-        lines, curves = [], []
-        for rate, of_rate in losses.items():
-            for i, loss in enumerate(of_rate):
-                seen = {"step": 10 * i, "tokens": 400 * i, "forget_tokens": 200 * i * (settings["on"] == "forget")}
-                for category in ("forget", "retain"):
-                    lines.append({**seen, "learning_rate": rate, "category": category, "loss": loss})
-            at = None
-            if reached is not None and rate == best:
-                at = {"step": reached, "tokens": 40 * reached, "forget_tokens": 20 * reached, "loss": target}
-            last = {**seen, "loss": of_rate[-1]}
-            curves.append(
-                {"learning_rate": rate, "reached": at is not None, "at": at, "closest": last, "steps": seen["step"]}
-            )
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        summary = {"domain": "forget", "target": target, "best": best or next(iter(losses)), "curves": curves}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        return folder
-
-    return write_one
+    return lambda name, losses, **settings: write_relearning(tmp_path / name, losses, **settings)
 
 
 @pytest.fixture
