@@ -1,6 +1,6 @@
 """The versions that sgtm claims to support: ``nox`` runs the tests with the oldest and the newest of them.
 
-    pipx run nox -s "tests(oldest)" -- src/sgtm/train
+pipx run nox -s "tests(oldest)" -- src/sgtm/train
 """
 
 import nox

@@ -36,7 +36,7 @@ class Law:
     best: float
 
     def loss(self, compute: float) -> float:
-        return self.a * compute**-self.b
+        return float(self.a * compute**-self.b)
 
     def compute(self, loss: float) -> float:
         """FLOPs of an ordinary model of this ``loss``."""

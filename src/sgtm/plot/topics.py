@@ -77,6 +77,7 @@ def topics(data: Path, out: Path, number: int = 40) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
 
     domains = [c for c in dict.fromkeys(t.category for t in found) if c not in _COLORS]
     colors = _COLORS | dict(zip(domains, _DOMAINS, strict=False))
@@ -88,7 +89,7 @@ def topics(data: Path, out: Path, number: int = 40) -> None:
     axes.set_yticks(range(len(shown)), [f"{t.name} ({t.documents:,})" for t in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("tokens (millions); darker: in the test split; in brackets: documents")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colors.get(c, _DOMAINS[-1])) for c in (*domains, *_COLORS)]
+    handles = [Rectangle((0, 0), 1, 1, color=colors.get(c, _DOMAINS[-1])) for c in (*domains, *_COLORS)]
     axes.legend(handles, [*domains, *_COLORS], frameon=False, loc="lower right")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -93,7 +93,7 @@ class Keeper(TrainerCallback):
             distributed.barrier()  # each process writes files of its own
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir)
+        folder = Path(str(args.output_dir))
         seal(folder / f"{_NAME}{state.global_step}", self.run)
         if self.keep is not None:
             for old in list(checkpoints_of(folder).values())[: -self.keep]:

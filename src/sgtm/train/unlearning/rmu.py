@@ -64,8 +64,9 @@ def updated(model: PreTrainedModel, layer: int) -> list[str]:
 def control_vector(model: PreTrainedModel, steering: float, seed: int, domain: int) -> Tensor:
     """(hidden,) of length ``steering``: uniform entries, of the seed and the domain's number alone."""
     generator = torch.Generator().manual_seed(seed * 1000 + Stream.RMU * 100 + domain)
-    vector = torch.rand(model.config.hidden_size, generator=generator)
-    return (vector / vector.norm() * steering).to(model.device)
+    vector: Tensor = torch.rand(model.config.hidden_size, generator=generator)
+    vector = vector / vector.norm() * steering
+    return vector.to(model.device)
 
 
 def hidden_states(model: PreTrainedModel, layer: int, batch: Batch) -> Tensor:
