@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sgtm.config import CalibrateConfig, Category
@@ -21,6 +20,7 @@ from sgtm.model.masking import SGTM
 _START_STD = 0.1
 _FINAL_RATE = 0.1
 _CACHE_BATCH = 64
+_MAX_LOGITS = 2**21  # entries at a time: 8 MB in fp32, which stay in a processor's cache
 
 
 def fit_bias(
@@ -53,16 +53,23 @@ def fit_bias(
     optimizer = torch.optim.AdamW([bias], lr=config.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, _FINAL_RATE, total_iters=config.steps)
     for _ in range(config.steps):
+        gradient = torch.zeros_like(bias)
         for category, (hidden, targets) in cached.items():
             some = torch.randint(len(hidden), (config.tokens,), generator=generator).to(device)
-            with torch.no_grad():
-                logits = head(hidden[some]).float()
-            loss = F.cross_entropy(logits + bias, targets[some])
-            (weights[category] * loss).backward()  # type: ignore[no-untyped-call]
+            gradient += weights[category] * _gradient(head, hidden[some], targets[some], bias)
+        bias.grad = gradient
         optimizer.step()
-        optimizer.zero_grad()
         schedule.step()
     return bias.detach()
+
+
+@torch.no_grad()
+def _gradient(head: Any, hidden: Tensor, targets: Tensor, bias: Tensor) -> Tensor:
+    """(vocab,) d/db mean -log softmax(head(hidden) + b)[target] = mean(softmax(head(hidden) + b) - one-hot)."""
+    total = -torch.bincount(targets, minlength=len(bias)).to(bias)
+    for some in hidden.split(max(1, _MAX_LOGITS // len(bias))):
+        total += (head(some).float() + bias).softmax(-1).sum(0)
+    return total / len(targets)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from sgtm.config import CalibrateConfig
+from sgtm.evaluate import calibrate
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.generate import continue_text
 from sgtm.evaluate.loss import evaluate_loss
@@ -36,6 +37,18 @@ def reference_bias(model, rows, weights, steps=300):
 
     optimizer.step(loss)
     return lambda b: sum(weights[c] * F.cross_entropy(z + b, y).item() for c, (z, y) in cached.items()), bias.detach()
+
+
+def test_the_gradient_is_that_of_the_loss(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(8, 50)
+    hidden, bias = torch.randn(37, 8, generator=generator), torch.randn(50, generator=generator, requires_grad=True)
+    targets = torch.randint(50, (37,), generator=generator)
+    expected = torch.autograd.grad(F.cross_entropy(head(hidden) + bias, targets), bias)[0]
+    for entries in (1, 50 * 7, 10**6):
+        monkeypatch.setattr(calibrate, "_MAX_LOGITS", entries)
+        found = calibrate._gradient(head, hidden, targets, bias)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_bias_nearly_minimises_the_weighted_loss(model, rows):
