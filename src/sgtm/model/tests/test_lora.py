@@ -464,7 +464,10 @@ def _lora(**settings: Any) -> Any:
 
 def _with_adapter_of_transformers() -> Any:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"]))
-    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    try:
+        model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    except ValueError as error:  # transformers may ask for a newer peft than there is
+        pytest.skip(f"transformers adds no adapter: {error}")
     return model
 
 

@@ -177,14 +177,14 @@ def test_the_command_line_wins_over_settings_but_not_over_what_is_varied(write_s
 
 
 def test_sweeps_in_the_repository_are_valid(request):
-    paths = sorted((request.config.rootpath / "configs" / "sweeps").rglob("*.yaml"))
-    names = ["grid", "mislabeling", "tradeoff"]
-    assert [path.stem for path in paths] == [f"{name}-{preset}" for name in names for preset in ("cpu", "paper")]
+    paths = sorted((request.config.rootpath / "configs" / "sweeps" / "tinystories").glob("*.yaml"))
+    both = [f"{name}-{preset}" for name in ("grid", "mislabeling", "tradeoff") for preset in ("cpu", "paper")]
+    assert [path.stem for path in paths] == sorted([*both, "recipes-cpu"])
     counts = {path.stem: len(points(path)) for path in paths}
     assert counts["mislabeling-paper"] == 14 * 3 * 3
     assert counts["mislabeling-cpu"] == 7 * 3 * 3
     assert all(str(points(path)[0].folder.parent) == f"runs/tinystories/{path.stem}" for path in paths)
-    gradient_routing = points(paths[names.index("mislabeling") * 2])[1]
+    gradient_routing = points(paths[0].with_name("mislabeling-cpu.yaml"))[1]
     assert (gradient_routing.config.method, gradient_routing.config.train.forget_lr_scale) == ("gradient_routing", 1.0)
 
 
