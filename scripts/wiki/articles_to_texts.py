@@ -8,6 +8,7 @@ Writes OUT/texts.parquet and OUT/test.parquet (text, category, group) and OUT/te
 import argparse
 import random
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,16 +24,12 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "category", "group"
 
 
 def write(documents: Iterable[Document], out: Path) -> int:
-    """A row group of a thousand documents at a time; returns how many there were."""
-    rows: list[dict[str, str]] = []
-    number = 0
+    """A thousand documents at a time; returns how many there were."""
+    number, rest = 0, iter(documents)
     with pq.ParquetWriter(out, SCHEMA) as writer:
-        for number, document in enumerate(documents, 1):
-            rows.append({"text": document.text, "category": document.category, "group": document.group})
-            if len(rows) == 1000:
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                rows = []
-        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        while rows := [{name: getattr(d, name) for name in SCHEMA.names} for d in islice(rest, 1000)]:
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+            number += len(rows)
     return number
 
 
