@@ -1,7 +1,7 @@
 """``transformers.Trainer`` that trains each example in its mode. Everything else stays the library's."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from transformers.training_args import OptimizerNames
 
 from sgtm.config import MODES, ConfigError, Stream
 from sgtm.data.mixture import Rows, collate
+from sgtm.model.chunked_loss import can_chunk, chunked, is_large
 from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
@@ -73,6 +74,7 @@ class SGTMTrainer(Trainer):
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
         self._block_norm = torch.zeros(())
+        self._can_chunk: bool | None = None  # found out at the first step
         args.remove_unused_columns = False  # "mode" is no argument of the model
         args.dataloader_drop_last = True
         kwargs.setdefault("data_collator", collate)
@@ -184,10 +186,11 @@ class SGTMTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss or, in a batch with ``unlikely`` (batch, seq), ``selective_loss``."""
+        """The model's own loss, a large one in chunks; in a batch with ``unlikely`` (batch, seq) ``selective_loss``."""
         unlikely = inputs.pop("unlikely", None)
         if unlikely is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            with self._in_chunks(inputs):
+                return super().compute_loss(model, inputs, *args, **kwargs)
         if self.compute_loss_func is not None:
             raise ConfigError("a batch with `unlikely` tokens has a loss of its own; leave out compute_loss_func")
         self.compute_loss_func = partial(selective_loss, unlikely=unlikely)
@@ -195,6 +198,25 @@ class SGTMTrainer(Trainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
             self.compute_loss_func = None
+
+    @contextmanager
+    def _in_chunks(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Meanwhile the model's loss makes no more than some logits at a time, where it can and where that is faster.
+
+        Modes by position need the head as a module, compiled graphs and shards must not change under way, and whoever
+        brings a loss wants the logits.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model)
+        wanted = model.training and self.compute_loss_func is None and self.label_smoother is None
+        if self._can_chunk is None:
+            plain = isinstance(model, PreTrainedModel) and not (self.args.torch_compile or self.is_fsdp_enabled)
+            self._can_chunk = plain and can_chunk(model)
+        by_position = self.sgtm is not None and isinstance(self.sgtm.mode, Tensor)
+        if wanted and self._can_chunk and not by_position and is_large(inputs, model):
+            with chunked(model):
+                yield
+        else:
+            yield
 
     def _is_drawn(self, share: float, stream: int) -> bool:
         """Whether this step is one of a ``share`` of all, by seed and step alone."""

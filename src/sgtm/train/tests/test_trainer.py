@@ -11,6 +11,7 @@ import torch
 
 from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
+from sgtm.model import chunked_loss
 from sgtm.train.optimizer import MuonAndAdamW
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
@@ -67,6 +68,22 @@ def test_mixed_batches_give_the_sum_of_their_examples(make_trainer, rows, strate
     assert len({int(rows.modes[i]) for i in indices}) == 3, "the test needs all modes in one step"
     for name, expected in reference_gradients(rows, indices, strategy).items():
         torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_large_losses_are_made_in_chunks(make_trainer, rows, strategy, monkeypatch):
+    """The same gradients, and the model has no more than some logits at a time."""
+    expected = first_gradients(make_trainer(strategy, max_steps=1, per_device_train_batch_size=8, max_grad_norm=0.0))
+    monkeypatch.setattr(chunked_loss, "_LARGE", 0)
+    monkeypatch.setattr(chunked_loss, "_ENTRIES", 300 * 7)
+    trainer = make_trainer(strategy, max_steps=1, per_device_train_batch_size=8, max_grad_norm=0.0)
+    sizes = []
+    trainer.model.get_output_embeddings().register_forward_hook(lambda _, args, logits: sizes.append(logits.shape[-1]))
+    got = first_gradients(trainer)
+    assert sizes.count(300) == 1, "the head is tried once"
+    assert set(sizes) == {300, trainer.model.config.hidden_size}, "and from then on hands its input to the loss"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("mixing", ["example", "step"])
