@@ -1,7 +1,7 @@
 """``transformers.Trainer`` that trains each example in its mode. Everything else stays the library's."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -74,7 +74,7 @@ class SGTMTrainer(Trainer):
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
         self._block_norm = torch.zeros(())
-        self._can_chunk: bool | None = None  # found out at the first step
+        self._can_chunk: bool | None = None  # found out at the first large batch
         args.remove_unused_columns = False  # "mode" is no argument of the model
         args.dataloader_drop_last = True
         kwargs.setdefault("data_collator", collate)
@@ -199,24 +199,20 @@ class SGTMTrainer(Trainer):
         finally:
             self.compute_loss_func = None
 
-    @contextmanager
-    def _in_chunks(self, inputs: dict[str, Any]) -> Iterator[None]:
+    def _in_chunks(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
         """Meanwhile the model's loss makes no more than some logits at a time, where it can and where that is faster.
 
         Modes by position need the head as a module, compiled graphs and shards must not change under way, and whoever
         brings a loss wants the logits.
         """
         model: Any = self.accelerator.unwrap_model(self.model)
-        wanted = model.training and self.compute_loss_func is None and self.label_smoother is None
-        if self._can_chunk is None:
-            plain = isinstance(model, PreTrainedModel) and not (self.args.torch_compile or self.is_fsdp_enabled)
-            self._can_chunk = plain and can_chunk(model)
         by_position = self.sgtm is not None and isinstance(self.sgtm.mode, Tensor)
-        if wanted and self._can_chunk and not by_position and is_large(inputs, model):
-            with chunked(model):
-                yield
-        else:
-            yield
+        wanted = model.training and self.compute_loss_func is None and self.label_smoother is None
+        if by_position or not wanted or not isinstance(model, PreTrainedModel) or not is_large(inputs, model):
+            return nullcontext()
+        if self._can_chunk is None:
+            self._can_chunk = not (self.args.torch_compile or self.is_fsdp_enabled) and can_chunk(model)
+        return chunked(model) if self._can_chunk else nullcontext()
 
     def _is_drawn(self, share: float, stream: int) -> bool:
         """Whether this step is one of a ``share`` of all, by seed and step alone."""
