@@ -80,6 +80,7 @@ class Stream(IntEnum):
     PROBE = 22
     RMU = 23
     UNLEARN = 24
+    ELICIT = 25
 
 
 class ConfigError(ValueError):
@@ -321,6 +322,13 @@ def _check_counts(config: Any, section: str, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{section}.{name}={value} must be at least 1")
+
+
+def _check_rates(name: str, rates: list[float]) -> None:
+    if not rates or min(rates) <= 0:
+        raise ConfigError(f"{name}={rates}: give at least one, all positive")
+    if len(set(rates)) < len(rates):
+        raise ConfigError(f"{name}={rates} has one twice; give each once")
 
 
 @dataclass(frozen=True)
@@ -685,10 +693,7 @@ class RelearnConfig:
         _check_counts(self, "relearn", "tokens", "steps", "micro_batch_size")
         if not 0 < self.mix <= 1:
             raise ConfigError(f"mix={self.mix} is no share of a step; use more than 0 and at most 1")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError(f"learning_rates={self.learning_rates}: give at least one, all positive")
-        if len(set(self.learning_rates)) < len(self.learning_rates):
-            raise ConfigError(f"learning_rates={self.learning_rates} has one twice; give each once")
+        _check_rates("learning_rates", self.learning_rates)
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.lora < 0 or self.match_tolerance < 0:
@@ -696,11 +701,35 @@ class RelearnConfig:
 
 
 @dataclass(frozen=True)
+class ElicitConfig:
+    """Prompts that are looked for to bring back what was removed; the model is frozen."""
+
+    length: int = 8
+    """Tokens of a hard prompt, and vectors of a soft one."""
+    prompts: int = 32
+    """Hard prompts, drawn from training rows, of which the best is taken."""
+    rows: int = 64
+    """Training rows that prompts are chosen by."""
+    steps: int = 200
+    """Of a soft prompt, for each learning rate."""
+    learning_rates: list[float] = field(default_factory=lambda: [1e-2, 1e-1])
+    """Of Adam; the best soft prompt of all counts."""
+    batch_size: int = 32
+    """Rows of a step."""
+    every: int = 20
+    """Steps between soft prompts that are looked at."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "elicit", "length", "prompts", "rows", "steps", "batch_size", "every")
+        _check_rates("elicit.learning_rates", self.learning_rates)
+
+
+@dataclass(frozen=True)
 class AttackConfig:
     """What is tried on a model from which something was removed, without training it."""
 
-    kind: list[Literal["quantize", "prune", "few-shot", "probe"]] = field(
-        default_factory=lambda: ["quantize", "prune", "few-shot", "probe"]
+    kind: list[Literal["quantize", "prune", "few-shot", "probe", "elicit"]] = field(
+        default_factory=lambda: ["quantize", "prune", "few-shot", "probe", "elicit"]
     )
     """Which attacks; all by default."""
     against: str | None = None
@@ -720,12 +749,13 @@ class AttackConfig:
     """Of probe: training rows of each category that probes learn from."""
     resamples: int = 1000
     """Of probe: draws of the bootstrap."""
+    elicit: ElicitConfig = field(default_factory=ElicitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     """By default the data of START or, where that is no run, of the model to compare with."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Test rows (`every` has no meaning here)."""
     seed: int = 0
-    """Draws of shots and of rows for probes."""
+    """Draws of shots, of rows for probes, and of prompts."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "attack", "examples", "resamples")
