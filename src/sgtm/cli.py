@@ -13,6 +13,7 @@ import tyro
 
 from sgtm.config import (
     AttackConfig,
+    AuditConfig,
     Category,
     ClassifyConfig,
     ConfigError,
@@ -24,8 +25,10 @@ from sgtm.config import (
     TranslateConfig,
     UnlearnConfig,
     WikipediaConfig,
+    build,
     load,
     nearest,
+    read_yaml,
 )
 
 Arguments = list[str]
@@ -820,7 +823,7 @@ def plot_relearning(arguments: Arguments) -> None:
 
 @dataclass(frozen=True)
 class AttackCommand:
-    """Ask a model for what was removed, without training it: quantise, prune, show examples, probe hidden states."""
+    """Ask a model for what was removed, without training it: quantise, prune, show examples, look for prompts, probe."""
 
     start: tyro.conf.Positional[Path]
     """A run's folder, an export, or a Hugging Face checkpoint; forget units are removed first."""
@@ -830,13 +833,72 @@ class AttackCommand:
 
 
 def attack(arguments: Arguments) -> None:
-    """Attacks without training: quantisation, pruning, examples in the context, linear probes."""
+    """Attacks without training: quantisation, pruning, examples in the context, prompts, linear probes."""
     command = tyro.cli(AttackCommand, prog="sgtm attack", args=arguments)
     from sgtm.train.attack import attack as run_attacks
     from sgtm.train.attack import print_attacks
 
     print_attacks(run_attacks(command.start, command.attack, command.out))
     print(f"written to {command.out}")
+
+
+@dataclass(frozen=True)
+class AuditCommand:
+    """Run all attacks on a model without its forget units, and on others of the same data; write one page.
+
+    Killed, it goes on with the attacks that are missing when it is run again.
+    """
+
+    runs: tyro.conf.Positional[list[Path]]
+    """Runs of one method that differ by their seeds, or a sweep's folder, whose other methods are compared with."""
+    audit: Annotated[AuditConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder to write: audit.yaml, a folder for each attack, audit.jsonl, audit.html."""
+    against: list[str] = field(default_factory=list)
+    """Models to compare with, NAME=PATH (none=RUN filter=RUN rmu=FOLDER), a name once for each seed; `none` never had
+    anything removed."""
+    method: str = ""
+    """Which of the runs' methods is audited, where they have several."""
+
+
+def audit(arguments: Arguments) -> None:
+    """All attacks on a run and on models to compare with, as one page: what comes back, and at what cost."""
+    settings = list(map(Path, takewhile(lambda word: word.endswith((".yaml", ".yml")), arguments)))
+    if len(settings) > 1:
+        raise ConfigError(f"{len(settings)} files of settings; give one, and RUNs after it")
+    default = build(AuditConfig, read_yaml(settings[0]), str(settings[0])) if settings else AuditConfig()
+    # tyro takes one default for everything: what must be given is marked.
+    missing = AuditCommand(tyro.MISSING, default, tyro.MISSING)
+    command = tyro.cli(
+        AuditCommand, prog="sgtm audit [SETTINGS.yaml]", default=missing, args=arguments[len(settings) :]
+    )
+    from sgtm.train.audit import audit as run_audit
+    from sgtm.train.compared import models_of
+
+    run_audit(models_of(command.runs, command.against, command.method), command.audit, command.out)
+    _write_audit(command.out)
+
+
+def plot_audit(arguments: Arguments) -> None:
+    """The page of an audit, from its records alone."""
+
+    def command(folder: tyro.conf.Positional[Path]) -> None:
+        """Write the page of an audit, finished or not, from its records alone.
+
+        Args:
+            folder: what `sgtm audit` wrote.
+        """
+        _write_audit(folder)
+
+    tyro.cli(command, prog="sgtm plot audit", args=arguments)
+
+
+def _write_audit(folder: Path) -> None:
+    from sgtm.plot.audit import read_audit, verdict, write_page
+
+    found = read_audit(folder)
+    print("\n".join(verdict(found)))
+    print(f"written to {write_page(found)}")
 
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
@@ -859,6 +921,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "unlearn": unlearn,
     "relearn": relearn,
     "attack": attack,
+    "audit": audit,
     "gradients": gradients,
     "leakage": leakage,
     "penalty": penalty,
@@ -868,6 +931,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "plot gradient-norms": plot_gradient_norms,
     "plot leakage": plot_leakage,
     "plot relearning": plot_relearning,
+    "plot audit": plot_audit,
     "plot penalty": plot_penalty,
     "plot topics": plot_topics,
     "env": env,

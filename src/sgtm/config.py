@@ -767,6 +767,115 @@ class AttackConfig:
             raise ConfigError(f"shots={self.shots}: give numbers of rows, from 0")
 
 
+Audit = Literal[
+    "quantize", "prune", "few-shot", "elicit", "probe", "relearn", "relearn-lora", "relearn-adjacent", "relearn-init"
+]
+RELEARNING: tuple[Audit, ...] = ("relearn", "relearn-lora", "relearn-adjacent", "relearn-init")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Of an audit: how all models are fine-tuned (`sgtm relearn` says more)."""
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
+    """Of every parameter."""
+    lora: int = 8
+    """Rank of adapters."""
+    lora_learning_rates: list[float] = field(default_factory=lambda: [3e-3, 1e-2, 3e-2])
+    """Of adapters."""
+    mix: float = 0.5
+    """Share of forget (or adjacent) text in the tokens of a step; the rest is retain text."""
+    tokens: int = 2048
+    """Predicted tokens of a step."""
+    steps: int = 50
+    """Of every curve: none ends before, so that a target may be chosen afterwards."""
+    warmup_steps: int = 5
+    every: int = 5
+    """Steps between evaluations."""
+    micro_batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """All attacks, on a model without its forget units and on others of the same data.
+
+    The defaults are for a model of a few million parameters on CPU cores (configs/audit/paper.yaml: for the paper's).
+    """
+
+    attacks: list[Audit] = field(default_factory=lambda: list(get_args(Audit)))
+    """Which; all by default. relearn-adjacent needs adjacent text in the data, relearn-init a model with forget units."""
+    reference: str = "none"
+    """Which of the models to compare with never had anything removed: what it has, an attack can bring back."""
+    shares: list[float] = field(default_factory=lambda: [0.5, 0.9, 1.0])
+    """Of what was removed: steps and tokens are told until so much of it is back."""
+    relearn: FinetuneConfig = field(default_factory=FinetuneConfig)
+    sparsities: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7])
+    """Of prune."""
+    scope: Literal["global", "layer"] = "global"
+    """Of prune."""
+    shots: list[int] = field(default_factory=lambda: [0, 1, 2, 4])
+    """Of few-shot; 0 among them."""
+    examples: int = 200
+    """Of probe: training rows of each category."""
+    resamples: int = 1000
+    """Of probe: draws of the bootstrap."""
+    elicit: ElicitConfig = field(default_factory=lambda: ElicitConfig(rows=32, steps=100))
+    without: str = ""
+    """Domains whose units are removed from models with forget units, with commas between; all by default."""
+    domain: str = ""
+    """The domain that is asked for, where the data has several."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of fine-tuning."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """By default that of the first run among the models."""
+    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(rows=200))
+    """Test rows, the same for all models and attacks (`every` has no meaning here)."""
+    seed: int = 0
+    """Of the attacks: order of the data, draws, fresh weights."""
+
+    def __post_init__(self) -> None:
+        if not self.attacks or len(set(self.attacks)) < len(self.attacks):
+            raise ConfigError(f"attacks={self.attacks}: give at least one, and each once")
+        if not self.shares or not all(0 < share <= 1 for share in self.shares):
+            raise ConfigError(f"shares={self.shares}: give shares of what was removed, more than 0 and at most 1")
+        if 0 not in self.shots:
+            raise ConfigError(f"shots={self.shots} lacks 0, which the others are compared with; add it")
+        for name in self.attacks:
+            self.settings_of(name)  # says what is wrong with them
+
+    def settings_of(self, attack: Audit) -> "RelearnConfig | AttackConfig":
+        """What one attack is run with: its own settings alone, so that it stays valid when others change."""
+        asked = {"domain": self.domain, "data": self.data, "seed": self.seed, "without": self.without}
+        if attack in RELEARNING:
+            return self._relearning(attack, asked)
+        of = {
+            "prune": {"sparsities": self.sparsities, "scope": self.scope},
+            "few-shot": {"shots": self.shots},
+            "probe": {"examples": self.examples, "resamples": self.resamples},
+            "elicit": {"elicit": self.elicit},
+        }
+        own: dict[str, Any] = of.get(attack, {})
+        return AttackConfig(kind=[attack], evaluate=self.evaluate, **own, **asked)  # type: ignore[list-item]
+
+    def _relearning(self, attack: Audit, asked: dict[str, Any]) -> "RelearnConfig":
+        r, lora = self.relearn, attack == "relearn-lora"
+        return RelearnConfig(
+            units="init" if attack == "relearn-init" else "absent",
+            on="adjacent" if attack == "relearn-adjacent" else "forget",
+            lora=r.lora if lora else 0,
+            learning_rates=r.lora_learning_rates if lora else r.learning_rates,
+            mix=r.mix,
+            tokens=r.tokens,
+            steps=r.steps,
+            warmup_steps=r.warmup_steps,
+            stop=False,
+            micro_batch_size=r.micro_batch_size,
+            precision=self.precision,
+            evaluate=dataclasses.replace(self.evaluate, every=r.every),
+            **asked,
+        )
+
+
 def load(path: str | Path, *recipes: str | Path) -> RunConfig:
     """Read a run's configuration from a YAML file; what the ``recipes`` say stands in place of it, the last one first.
 

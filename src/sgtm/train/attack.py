@@ -26,12 +26,11 @@ from sgtm.evaluate.elicit import Prompt, Prompted, best_prompt, cut, soft_prompt
 from sgtm.evaluate.few_shot import few_shot_losses
 from sgtm.evaluate.loss import Loss, evaluate_loss
 from sgtm.evaluate.probes import States, mean_states, probe_layers
-from sgtm.records import METRICS, PROBES
+from sgtm.records import ATTACK, METRICS, PROBES
 from sgtm.train.opening import open_model
 from sgtm.train.start import check_fits, data_for, domain_of, on_device, start_model, test_rows, words
 
 Record = dict[str, Any]
-ATTACK = "attack.yaml"
 _QUANTISERS = {"int8": (8, False), "int8 dynamic": (8, True), "int4": (4, False), "int4 dynamic": (4, True)}
 NO_PROMPT = "no prompt"
 UNTRAINED, SHUFFLED = "untrained", "shuffled labels"
