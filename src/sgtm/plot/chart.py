@@ -14,7 +14,7 @@ from sgtm.plot.page import Html, details, new_id, table, tag
 
 Point = tuple[float, float]
 Dash = Literal["", "dashed", "dotted"]
-__all__ = ["PALETTE", "Bar", "Dot", "Line", "bar_chart", "line_chart", "scatter_chart", "short"]
+__all__ = ["PALETTE", "Bar", "Dot", "Line", "Mean", "bar_chart", "forest_chart", "line_chart", "scatter_chart", "short"]
 
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 30, 44
@@ -55,6 +55,17 @@ class Bar:
 
     name: str
     parts: Sequence[tuple[str, float, str]]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One mean of a forest chart: whose, half of its interval (None: of one value), and the values."""
+
+    name: str
+    value: float
+    half: float | None = None
+    values: Sequence[float] = ()
+    color: str = PALETTE[0]
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,64 @@ def bar_chart(title: str, bars: Sequence[Bar], unit: str, form: Callable[[float]
     return _figure(
         title, f"{unit}. {about}", pieces, legend, table(["", "part", unit], rows, text_columns=2), len(bars) * step + 4
     )
+
+
+def forest_chart(
+    title: str, rows: Sequence[tuple[str, Sequence[Mean]]], label: str, targets: Sequence[float] = ()
+) -> Html:
+    """Means with their intervals, one below the other, under the name of each row; intervals end at the frame.
+
+    Args:
+        rows: (name, means) from top to bottom.
+        targets: values where a vertical line stands.
+    """
+    rows = [(name, means) for name, means in rows if means]
+    if not rows:
+        return Html("")
+    shown = [v for _, means in rows for mean in means for v in (mean.value, *mean.values)]
+    axes = Axes(_range([*shown, *targets, 0.0], 0.06), (0.0, 1.0))
+    heights = [20 + 15 * len(means) for _, means in rows]
+    bottom = sum(heights) + 6.0
+    marks = [
+        piece
+        for i, (name, means) in enumerate(rows)
+        for piece in _forest_row(axes, name, means, sum(heights[:i]) + 14.0, label)
+    ]
+    body = [_forest_frame(axes, label, targets, bottom), *marks]
+    means = {mean.name: mean.color for _, found in rows for mean in found}
+    legend = tag("ul", *(_key(name, color) for name, color in means.items()), class_="legend")
+    numbers = [(name, mean.name, _with_half(mean.value, mean.half)) for name, found in rows for mean in found]
+    about = "; ".join(f"{name}, {of}: {value}" for name, of, value in numbers)
+    table_of = table(["", "of", label], numbers, text_columns=2)
+    return _figure(title, f"{label}. {about}", body, legend, table_of, bottom + 40)
+
+
+def _forest_row(axes: Axes, name: str, means: Sequence[Mean], top: float, label: str) -> Iterator[Html]:
+    yield tag("text", name, x=4, y=_p(top), class_="strong")
+    low, high = axes.x
+    for i, mean in enumerate(means):
+        y = top + 12 + 15 * i
+        half = mean.half or 0.0
+        ends = [axes.at(min(max(mean.value + s * half, low), high), 0.0)[0] for s in (-1, 1)]
+        inner = [tag("line", x1=_p(ends[0]), x2=_p(ends[1]), y1=_p(y), y2=_p(y), class_="error")]
+        for value in mean.values if len(mean.values) > 1 else ():
+            at = axes.at(value, 0.0)[0]
+            inner.append(tag("line", x1=_p(at), x2=_p(at), y1=_p(y - 4), y2=_p(y + 4), class_="error"))
+        about = tag("title", f"{name}, {mean.name}: {label} {_with_half(mean.value, mean.half)}")
+        inner.append(tag("circle", about, cx=_p(axes.at(mean.value, 0.0)[0]), cy=_p(y), r=4.5, class_="mark"))
+        yield tag("g", *inner, class_=color_class(mean.color))
+
+
+def _forest_frame(axes: Axes, label: str, targets: Sequence[float], bottom: float) -> Html:
+    pieces = []
+    for value, kind in [*((v, "rule") for v in ticks(*axes.x)), *((v, "target") for v in (0.0, *targets))]:
+        at = axes.at(value, 0.0)[0]
+        pieces.append(tag("line", x1=_p(at), x2=_p(at), y1=4, y2=_p(bottom), class_=kind))
+        if kind == "rule":
+            pieces.append(tag("text", short(value), x=_p(at), y=_p(bottom + 16), text_anchor="middle"))
+    middle = (axes.at(axes.x[0], 0.0)[0] + axes.at(axes.x[1], 0.0)[0]) / 2
+    pieces.append(tag("text", label, x=_p(middle), y=_p(bottom + 34), text_anchor="middle", class_="strong"))
+    return tag("g", *pieces, aria_hidden="true")
 
 
 def short(value: float) -> str:
