@@ -823,7 +823,7 @@ def plot_relearning(arguments: Arguments) -> None:
 
 @dataclass(frozen=True)
 class AttackCommand:
-    """Ask a model for what was removed, without training it: quantise, prune, show examples, look for prompts, probe."""
+    """Ask a model for what was removed, without training it: quantise, prune, give texts or prompts, probe."""
 
     start: tyro.conf.Positional[Path]
     """A run's folder, an export, or a Hugging Face checkpoint; forget units are removed first."""

@@ -803,7 +803,7 @@ class AuditConfig:
     """
 
     attacks: list[Audit] = field(default_factory=lambda: list(get_args(Audit)))
-    """Which; all by default. relearn-adjacent needs adjacent text in the data, relearn-init a model with forget units."""
+    """Which; all by default. relearn-adjacent needs adjacent text in the data, relearn-init forget units."""
     reference: str = "none"
     """Which of the models to compare with never had anything removed: what it has, an attack can bring back."""
     shares: list[float] = field(default_factory=lambda: [0.5, 0.9, 1.0])

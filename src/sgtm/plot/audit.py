@@ -70,9 +70,9 @@ def _tiles(audit: AuditRecords) -> Html:
     values = {f"{domain} loss, removed": with_half(audit.losses(audited, domain), ".2f")}
     if known := audit.losses(audit.reference, domain):
         values[f"{domain} loss of {audit.reference}"] = with_half(known, ".2f")
-    for title, attacks in (("came back, strongest attack", audit.attacks), ("without training", without_training)):
+    for title, attacks in (("came back by", audit.attacks), ("came back without training, by", without_training)):
         if (attack := audit.strongest(attacks)) is not None:
-            values[f"{title}: {TITLES[attack]}"] = _back(audit, attack)
+            values[f"{title} {TITLES[attack]}"] = _back(audit, attack)
     return tiles(values)
 
 
@@ -94,11 +94,12 @@ def _removed(audit: AuditRecords) -> Html:
 def _came_back(audit: AuditRecords) -> Iterator[Html]:
     colors, models = colors_of(audit), (audit.audited, *audit.others)
     shares = [
-        (TITLES[a], [_mean(m, audit.recovered(a, m), colors) for m in models if audit.recovered(a, m)])
+        (f"{TITLES[a]} ({a})", [_mean(m, audit.recovered(a, m), colors) for m in models if audit.recovered(a, m)])
         for a in audit.attacks
     ]
     gains = [
-        (TITLES[a], [_mean(m, audit.gains(a, m), colors) for m in models if audit.gains(a, m)]) for a in audit.attacks
+        (f"{TITLES[a]} ({a})", [_mean(m, audit.gains(a, m), colors) for m in models if audit.gains(a, m)])
+        for a in audit.attacks
     ]
     yield grid(
         forest_chart("Share of what is missing that came back", shares, "recovered share", [1.0]),
@@ -127,10 +128,10 @@ def _table_of_attacks(audit: AuditRecords, models: Sequence[str]) -> Html:
             before, after = ([r[when][audit.domain] for r in lines] for when in ("before", "after"))
             retain = [r["after"]["retain"] - r["before"]["retain"] for r in lines if "retain" in r["after"]]
             shares = percent(audit.recovered(attack, model)) or "-"
-            change = with_half(retain, "+.3f") if retain else "not measured"
+            change = with_half(retain, "z.3f") if retain else "not measured"
             settings = ", ".join(dict.fromkeys(r["setting"] for r in lines))
             cells = (with_half(before), with_half(after), shares, change, settings)
-            rows.append((TITLES[attack], model, *cells))
+            rows.append((attack, model, *cells))
     header = ("attack", "model", "before", "after", "recovered", "retain loss changes", "best setting")
     return table(header, rows, f"{audit.domain} loss before and after, nats per token", text_columns=2)
 
@@ -147,7 +148,7 @@ def _costs(audit: AuditRecords) -> Iterator[Html]:
         return
     header = ("fine-tuning", "model", *(f"{100 * one['share']:.0f} % back: loss {one['loss']:.3f}" for one in levels))
     rows = [
-        (TITLES[a], m, *(str(cost(audit, a, m, one["share"])) for one in levels))
+        (a, m, *(str(cost(audit, a, m, one["share"])) for one in levels))
         for a in trained
         for m in (audit.audited, *audit.others)
         if audit.of(a, m)
@@ -218,20 +219,31 @@ def _has(audit: AuditRecords, name: str) -> bool:
 def _everything(audit: AuditRecords) -> Html:
     rows = [
         (
-            TITLES[r["attack"]],
+            r["attack"],
             r["model"],
             r["run"],
             r["setting"],
             *(f"{r[when][audit.domain]:.3f}" for when in ("before", "after")),
             f"{r['after']['retain']:.3f}" if "retain" in r["after"] else "",
-            "" if r["recovered"] is None else f"{100 * r['recovered']:.0f} %",
+            "" if r["recovered"] is None else f"{100 * r['recovered']:z.0f} %",
             f"{r['steps']:,}",
             f"{r['forget_tokens']:,}",
         )
         for r in audit.lines
         if "before" in r and r["attack"] != "unattacked"
     ]
-    header = ("attack", "model", "run", "setting", "before", "after", "retain after", "recovered", "steps", "forget tokens")
+    header = (
+        "attack",
+        "model",
+        "run",
+        "setting",
+        "before",
+        "after",
+        "retain after",
+        "recovered",
+        "steps",
+        "forget tokens",
+    )
     return table(header, rows, text_columns=4)
 
 

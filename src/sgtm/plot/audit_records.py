@@ -4,7 +4,7 @@ Settings (learning rates, sparsities, numbers of shots) are chosen by the loss o
 by itself: what an attacker who knows these rows could reach, so a little more than others would.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,9 @@ def read_audit(folder: Path) -> AuditRecords:
         raise ConfigError(f"{folder} has no {AUDIT}; give a folder that `sgtm audit` wrote")
     lines = read_records(folder / FINDINGS)
     if not lines:
-        raise ConfigError(f"{folder} has no finished attack; run `sgtm audit` again, which goes on with what is missing")
+        raise ConfigError(
+            f"{folder} has no finished attack; run `sgtm audit` again, which goes on with what is missing"
+        )
     return AuditRecords(folder, yaml.safe_load((folder / AUDIT).read_text(encoding="utf-8")), lines)
 
 
@@ -159,7 +161,12 @@ def cost(audit: AuditRecords, attack: str, model: str, share: float) -> Cost:
             found += [level["at"]] if level["at"] is not None else []
             within.append(level["within"])
     first = [min(points, key=lambda p: float(p["step"])) for points in at.values() if points]
-    return Cost([p["step"] for p in first], [p["forget_tokens"] for p in first], len(at) if within else 0, min(within, default=0))
+    return Cost(
+        [p["step"] for p in first],
+        [p["forget_tokens"] for p in first],
+        len(at) if within else 0,
+        min(within, default=0),
+    )
 
 
 def verdict(audit: AuditRecords) -> list[str]:
@@ -172,11 +179,7 @@ def verdict(audit: AuditRecords) -> list[str]:
     ):
         if (attack := audit.strongest(attacks)) is not None:
             said.append(_strongest(audit, attack, about))
-    for share in audit.settings["shares"]:
-        if line := _soonest(audit, trained, share):
-            said.append(line)
-    said.append(_seeds(audit))
-    return said
+    return [*said, *_soonest(audit, trained), _seeds(audit)]
 
 
 def _removed(audit: AuditRecords) -> str:
@@ -208,19 +211,20 @@ def _amount(audit: AuditRecords, attack: str, model: str) -> str:
     return f"{percent(shares)} of what is missing ({gain})" if shares else gain
 
 
-def _soonest(audit: AuditRecords, attacks: Sequence[str], share: float) -> str:
-    """Which fine-tuning is the first to bring ``share`` back, and when it does so to others."""
-    costs = {a: c for a in attacks if (c := cost(audit, a, audit.audited, share)).runs}
-    if not costs:
-        return ""
-    reached = {a: mean_interval(c.steps)[0] for a, c in costs.items() if len(c.steps) == c.runs}
-    attack = min(reached, key=reached.__getitem__) if reached else next(iter(costs))
-    name = f"{100 * share:.0f} % of what was removed"
-    tried = [f"{m}: {c}" for m in audit.others if (c := cost(audit, attack, m, share)).runs]
-    said = f"{name} was back soonest by {TITLES[attack]}: {costs[attack]}"
-    if not reached:
-        said = f"{name} did not come back in every run by any fine-tuning tried; {TITLES[attack]}: {costs[attack]}"
-    return f"{said}. To the same loss, {'; '.join(tried)}." if tried else f"{said}."
+def _soonest(audit: AuditRecords, attacks: Sequence[str]) -> Iterator[str]:
+    """Which fine-tuning is the first to bring each share back, up to the first share that none does in every run."""
+    for share in sorted(audit.settings["shares"]):
+        costs = {a: c for a in attacks if (c := cost(audit, a, audit.audited, share)).runs}
+        reached = {a: mean_interval(c.steps)[0] for a, c in costs.items() if len(c.steps) == c.runs}
+        if not costs:
+            return
+        attack = min(reached, key=reached.__getitem__) if reached else max(costs, key=lambda a: len(costs[a].steps))
+        how = "was back soonest by" if reached else "did not come back in every run; the nearest to it was"
+        tried = [f"{m}: {c}" for m in audit.others if (c := cost(audit, attack, m, share)).runs]
+        beside = f" To the same loss, {'; '.join(tried)}." if tried else ""
+        yield f"{100 * share:.0f} % of what was removed {how} {TITLES[attack]}: {costs[attack]}.{beside}"
+        if not reached:
+            return
 
 
 def _seeds(audit: AuditRecords) -> str:
@@ -231,7 +235,7 @@ def _seeds(audit: AuditRecords) -> str:
     return f"Runs that differ by their seed: {said}. One run has no interval: how far another seed is off is not known."
 
 
-def with_half(values: Sequence[float], form: str = ".3f") -> str:
+def with_half(values: Sequence[float], form: str = "z.3f") -> str:
     """The mean over runs and, of several, half of its 95 % interval."""
     if not values:
         return "not measured"
@@ -241,7 +245,7 @@ def with_half(values: Sequence[float], form: str = ".3f") -> str:
 
 def percent(shares: Sequence[float]) -> str:
     """A mean share in percent, with half of its interval."""
-    return f"{with_half([100 * share for share in shares], '.0f')} %" if shares else ""
+    return f"{with_half([100 * share for share in shares], 'z.0f')} %" if shares else ""
 
 
 def skipped(audit: AuditRecords) -> dict[str, list[str]]:

@@ -193,7 +193,7 @@ def forest_chart(
         return Html("")
     shown = [v for _, means in rows for mean in means for v in (mean.value, *mean.values)]
     axes = Axes(_range([*shown, *targets, 0.0], 0.06), (0.0, 1.0))
-    heights = [20 + 15 * len(means) for _, means in rows]
+    heights = [24 + 15 * len(means) for _, means in rows]
     bottom = sum(heights) + 6.0
     marks = [
         piece
@@ -213,7 +213,7 @@ def _forest_row(axes: Axes, name: str, means: Sequence[Mean], top: float, label:
     yield tag("text", name, x=4, y=_p(top), class_="strong")
     low, high = axes.x
     for i, mean in enumerate(means):
-        y = top + 12 + 15 * i
+        y = top + 14 + 15 * i
         half = mean.half or 0.0
         ends = [axes.at(min(max(mean.value + s * half, low), high), 0.0)[0] for s in (-1, 1)]
         inner = [tag("line", x1=_p(ends[0]), x2=_p(ends[1]), y1=_p(y), y2=_p(y), class_="error")]

@@ -227,5 +227,3 @@ def _start_folder(plan: Plan, out: Path) -> None:
     models = {model: {run: str(path) for run, path in runs.items()} for model, runs in plan.models.items()}
     values = {"models": models, **asdict(plan.config)}
     write(out / AUDIT, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-

@@ -68,12 +68,12 @@ def _by_name(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
 
 def _audited(found: Mapping[str, list[Path]], method: str) -> str:
     chosen = [name for name in found if name == method or (not method and name not in _PLAIN)]
+    if not found:
+        raise ConfigError("give the runs to be audited: sgtm audit RUN [RUN ...] --out FOLDER")
     if len(found) == 1 and not method:
         return next(iter(found))
     if len(chosen) != 1:
-        raise ConfigError(
-            f"the runs are of the methods {', '.join(found) or 'none at all'}; choose the audited one with --method"
-        )
+        raise ConfigError(f"the runs are of the methods {', '.join(found)}; choose the audited one with --method")
     return chosen[0]
 
 

@@ -154,9 +154,7 @@ def _recovered(line: Record, domain: str, references: Mapping[str, float]) -> fl
     return None if reference is None or before <= reference else (before - after) / (before - reference)
 
 
-def _levels(
-    lines: Sequence[Record], config: AuditConfig, audited: str, reference: float | None
-) -> dict[float, float]:
+def _levels(lines: Sequence[Record], config: AuditConfig, audited: str, reference: float | None) -> dict[float, float]:
     """Share of what was removed -> forget loss at which so much is back."""
     of_audited = [
         line["before"][config.domain]
