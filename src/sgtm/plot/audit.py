@@ -108,9 +108,9 @@ def _came_back(audit: AuditRecords) -> Iterator[Html]:
     yield paragraph(
         "Recovered is (removed - attacked) / (removed - ",
         audit.reference,
-        "), each on the same tokens, for each model by what it lacks itself. An attack that trains a model or a prompt also "
-        "teaches: what it gives to a model that never had the text is no knowledge that was hidden. So the same attack on "
-        "every model stands beside it.",
+        "), each on the same tokens, for each model by what it lacks itself. An attack that trains a model or a prompt "
+        "also teaches: what it gives to a model that never had the text is no knowledge that was hidden. So the same "
+        "attack on every model stands beside it.",
     )
     yield _table_of_attacks(audit, models)
 
@@ -176,9 +176,9 @@ def _probes(audit: AuditRecords) -> Iterator[Html]:
         yield paragraph("Hidden states were not probed.")
         return
     yield paragraph(
-        "A probe tells rows of the domain from others by the mean hidden state of a layer. A high value alone says little: "
-        "words tell topics apart in a model that never learned anything, so an untrained model, one that was never given "
-        "the text, and shuffled labels stand beside it."
+        "A probe tells rows of the domain from others by the mean hidden state of a layer. A high value alone says "
+        "little: words tell topics apart in a model that never learned anything, so an untrained model, one that was "
+        "never given the text, and shuffled labels stand beside it."
     )
     found: dict[tuple[str, str], dict[int, list[Line]]] = {}
     for model in (audit.audited, *audit.others):

@@ -1,7 +1,7 @@
 """What an audit's page says: its records, the attacker's best of every attack, means over runs, and verdicts in words.
 
-Settings (learning rates, sparsities, numbers of shots) are chosen by the loss on the rows that are reported, for each run
-by itself: what an attacker who knows these rows could reach, so a little more than others would.
+Settings (learning rates, sparsities, numbers of shots) are chosen by the loss on the rows that are reported, for each
+run by itself: what an attacker who knows these rows could reach, so a little more than others would.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,8 +30,7 @@ TITLES = {
 UNTRIED = (
     "The intact model, its checkpoints and the modules of its domains: they have the capability by design.",
     "Tasks. All figures are losses on held-out text; a high loss does not show that no question can be answered.",
-    "People: conversations of several turns, jailbreaks by hand, tools, search, a context with the removed text beyond "
-    "the few rows tried.",
+    "People: conversations of several turns, jailbreaks by hand, tools, search, more removed text in the context.",
     "Prompts by discrete optimisation (GCG and its kin), and prompts that another model writes.",
     "Editing or steering activations, merging with other models, distillation from the intact model.",
     "Fine-tuning by other optimizers, schedules and mixtures, on more data, or for longer than said above.",
@@ -145,9 +144,7 @@ def read_audit(folder: Path) -> AuditRecords:
         raise ConfigError(f"{folder} has no {AUDIT}; give a folder that `sgtm audit` wrote")
     lines = read_records(folder / FINDINGS)
     if not lines:
-        raise ConfigError(
-            f"{folder} has no finished attack; run `sgtm audit` again, which goes on with what is missing"
-        )
+        raise ConfigError(f"{folder} has no finished attack; run `sgtm audit` again, which goes on")
     return AuditRecords(folder, yaml.safe_load((folder / AUDIT).read_text(encoding="utf-8")), lines)
 
 
@@ -161,12 +158,8 @@ def cost(audit: AuditRecords, attack: str, model: str, share: float) -> Cost:
             found += [level["at"]] if level["at"] is not None else []
             within.append(level["within"])
     first = [min(points, key=lambda p: float(p["step"])) for points in at.values() if points]
-    return Cost(
-        [p["step"] for p in first],
-        [p["forget_tokens"] for p in first],
-        len(at) if within else 0,
-        min(within, default=0),
-    )
+    steps, tokens = ([point[key] for point in first] for key in ("step", "forget_tokens"))
+    return Cost(steps, tokens, len(at) if within else 0, min(within, default=0))
 
 
 def verdict(audit: AuditRecords) -> list[str]:

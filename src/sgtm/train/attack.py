@@ -1,8 +1,8 @@
 """Attacks without training, as records.
 
 Losses go to metrics.jsonl: the fields of ``sgtm.records.RECORD`` and ``model`` (start, or against), ``attack`` (none,
-quantize, prune, few-shot, elicit) and ``setting``; step and tokens are what a prompt cost that was looked for. Probes go to probes.jsonl: model, layer, other (the category that the domain
-is told from), accuracy, auc, low, high.
+quantize, prune, few-shot, elicit) and ``setting``; step and tokens are what it took to find a prompt, else 0. Probes go
+to probes.jsonl: model, layer, other (the category that the domain is told from), accuracy, auc, low, high.
 """
 
 import json

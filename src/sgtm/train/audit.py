@@ -11,7 +11,7 @@ relearning, the curve in flight). Everything that can be checked is checked befo
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def plan_of(models: Models, config: AuditConfig, out: Path) -> Plan:
     given = bool(config.data.path or config.data.parts) or opened.config is None
     config = replace(config, domain=domain_of(data, config.domain), data=config.data if given else opened.config.data)
     _check_needs(config)
-    units = {model: any([_has_units(path, data) for path in runs.values()]) for model, runs in models.items()}
+    units = {model: _have_units(runs.values(), data) for model, runs in models.items()}
     skipped = _skipped(config, units, len(data.train.of("adjacent")) > 0)
     for name in config.attacks:
         settings = config.settings_of(name)
@@ -159,11 +159,14 @@ def _first_run(models: Models) -> Opened:
     return open_model(next((path for path in paths if (path / "config.yaml").is_file()), paths[0]))
 
 
-def _has_units(path: Path, data: PreparedData) -> bool:
-    """Whether the model at ``path``, which ``data`` must fit, has forget units."""
-    opened = open_model(path)
-    check_fits(opened, data)
-    return opened.sgtm is not None
+def _have_units(paths: Iterable[Path], data: PreparedData) -> bool:
+    """Whether one of the models has forget units; ``data`` must fit all of them."""
+    found = []
+    for path in paths:
+        opened = open_model(path)  # one at a time: they may be large
+        check_fits(opened, data)
+        found.append(opened.sgtm is not None)
+    return any(found)
 
 
 def _skipped(config: AuditConfig, units: Mapping[str, bool], adjacent: bool) -> dict[tuple[str, str], str]:

@@ -25,7 +25,7 @@ def models_of(runs: Sequence[Path], against: Sequence[str] = (), method: str = "
             something to remove.
 
     Raises:
-        ConfigError: no runs, several methods and none chosen, runs that differ by more than their seed, or a name twice.
+        ConfigError: no runs, several methods and none chosen, runs that differ by more than their seed, a name twice.
     """
     found = _by_name((method_of(run), run) for path in runs for run in _expanded(path))
     first = _audited(found, method)

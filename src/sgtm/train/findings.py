@@ -1,14 +1,15 @@
 """What an audit found: the records of all its attacks, brought into one form. Every line of audit.jsonl has ``attack``
 and ``model``, and is one of
 
-- losses of one attack in one setting: ``run``, ``setting``, ``before`` and ``after`` (nats per token by category, on the
-  same tokens), ``steps`` (of training a model or a prompt), ``tokens`` and ``forget_tokens`` (predicted ones that it took),
-  ``recovered``; of fine-tuning, also ``curve`` and ``levels``;
-- a probe: ``run``, ``layer``, ``states`` (of whom: model, untrained, shuffled labels), ``other``, ``auc``, ``low``, ``high``;
+- losses of one attack in one setting: ``run``, ``setting``, ``before`` and ``after`` (nats per token by category, on
+  the same tokens), ``steps`` (of training a model or a prompt), ``tokens`` and ``forget_tokens`` (predicted ones that
+  it took), ``recovered``; of fine-tuning, also ``curve`` and ``levels``;
+- a probe: ``run``, ``layer``, ``states`` (of the model, of one untrained, or shuffled labels), ``other``, ``auc``,
+  ``low``, ``high``;
 - what was not tried: ``skipped``, the reason.
 
-With f a forget loss, of a run before and after an attack, and n the mean over the reference's runs, unattacked and on the
-same tokens as ``before``::
+With f a forget loss, of a run before and after an attack, and n the mean over the reference's runs, unattacked and on
+the same tokens as ``before``::
 
     recovered = (f_before - f_after) / (f_before - n)
 
@@ -111,7 +112,7 @@ def _base(attack: str, setting: str) -> tuple[str, str]:
 
 
 def _curves(records: Sequence[Record], domain: str) -> Iterator[Record]:
-    """A line for each learning rate; ``after`` is where the curve's forget loss is least, and the cost is until there."""
+    """A line for each learning rate; ``after`` is where its forget loss is least, and the cost is until there."""
     for rate in dict.fromkeys(r["learning_rate"] for r in records):
         of_rate = [r for r in records if r["learning_rate"] == rate]
         steps = {r["step"]: r for r in of_rate if r["category"] == domain}
