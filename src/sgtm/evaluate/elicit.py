@@ -121,6 +121,7 @@ def best_prompt(model: PreTrainedModel, texts: Rows, choosing: Rows, config: Eli
     Raises:
         ConfigError: too few texts are as long as a prompt.
     """
+    choosing = cut(choosing, model, config)
     long = np.flatnonzero(texts.lengths >= config.length)
     if len(long) < config.prompts:
         raise ConfigError(
@@ -129,7 +130,6 @@ def best_prompt(model: PreTrainedModel, texts: Rows, choosing: Rows, config: Eli
         )
     rng = np.random.default_rng((seed, Stream.ELICIT, 1))
     drawn = rng.choice(long, config.prompts, replace=False)
-    choosing = cut(choosing, model, config)
     found, scored = [], 0
     for row in drawn:
         vectors = embedded(model, texts.data[int(row)]["input_ids"][: config.length])
