@@ -1,12 +1,72 @@
 """What the model says: continuations before and after removal."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from sgtm.config import Category
+from sgtm.data.mixture import Rows
 from sgtm.evaluate.loss import evaluating
 from sgtm.model.masking import SGTM
+
+_PROMPT = 12  # tokens, at most; less where the text is short
+_NEW_TOKENS = 32
+
+
+def continuations(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[Category, Rows],
+    sgtm: SGTM | None = None,
+    bias: torch.Tensor | None = None,
+    number: int = 2,
+    before_removed: str = "",
+) -> Iterator[dict[str, str]]:
+    """Beginnings of texts of every category, continued by the intact, the ablated and the calibrated model.
+
+    Greedy: no random number is drawn.
+
+    Args:
+        number: rows of each category, from the first on.
+        before_removed: text put before what the ablated and the calibrated model are given (conditional training).
+
+    Yields:
+        category, prompt, truth (how the text goes on), variant, text.
+    """
+    changed = sgtm is not None or bool(before_removed)
+    for category, found in rows.items():
+        for i in range(min(number, len(found))):
+            prompt, truth = _beginning(found.data[i]["input_ids"], tokenizer)
+            about = {"category": category, "prompt": prompt, "truth": truth}
+            asked = before_removed + prompt
+            yield about | {
+                "variant": "intact",
+                "text": continue_text(model, tokenizer, prompt, None, None, _NEW_TOKENS),
+            }
+            if changed:
+                text = continue_text(model, tokenizer, asked, sgtm, None, _NEW_TOKENS)
+                yield about | {"variant": "ablated", "text": text}
+            if bias is not None:
+                text = continue_text(model, tokenizer, asked, sgtm, bias, _NEW_TOKENS)
+                yield about | {"variant": "calibrated", "text": text}
+
+
+def _beginning(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The longest stretch of one text in a row: its beginning, and how it goes on."""
+    stretches: list[list[int]] = [[]]
+    for token in ids:
+        if token == tokenizer.eos_token_id:
+            stretches.append([])
+        else:
+            stretches[-1].append(token)
+    longest = max(stretches, key=len)
+    cut = max(1, min(_PROMPT, len(longest) // 2))
+    while cut < len(longest) and not str(tokenizer.decode(longest[cut : cut + 1]))[:1].isspace():  # not inside a word
+        cut += 1
+    prompt, truth = (tokenizer.decode(part) for part in (longest[:cut], longest[cut : cut + _NEW_TOKENS]))
+    return str(prompt), str(truth)
 
 
 def continue_text(
