@@ -14,13 +14,13 @@ from sgtm.plot.page import Html, details, new_id, table, tag
 
 Point = tuple[float, float]
 Dash = Literal["", "dashed", "dotted"]
-__all__ = ["PALETTE", "Bar", "Dot", "Line", "bar_chart", "line_chart", "scatter_chart", "short"]
+__all__ = ["PALETTE", "Bar", "Dot", "Line", "bar_chart", "line_chart", "scatter_chart", "short", "signed"]
 
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 30, 44
 _TICKS = 5  # about
 _LONGEST = 20  # letters of a name beside its point
-_LETTER = 7.0  # width of a letter of the labels
+_LETTER = 8.0  # width of a letter of the labels
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,12 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
+def signed(difference: float) -> str:
+    """A difference of losses with its sign; what rounds to nothing has none."""
+    text = f"{difference:+.3f}"
+    return text if float(text) else "0.000"
+
+
 def ticks(low: float, high: float, number: int = _TICKS) -> list[float]:
     """Round numbers from ``low`` to ``high``, about ``number`` of them."""
     rough = (high - low) / max(1, number)
@@ -288,11 +294,14 @@ def _dot(axes: Axes, dot: Dot, x_label: str, y_label: str) -> Html:
 
 
 def _apart(places: Sequence[float], least: float = 14) -> list[float]:
-    """The same heights, pushed down where two would stand less than ``least`` apart."""
-    moved = dict[int, float]()
-    last = -math.inf
+    """The same heights, pushed down, and up at the axis, where two would stand less than ``least`` apart."""
+    moved, last = dict[int, float](), -math.inf
     for i in sorted(range(len(places)), key=lambda i: places[i]):
         last = moved[i] = max(places[i], last + least)
+    highest = _HEIGHT - _BOTTOM - 6.0  # above the axis
+    for i in sorted(moved, key=lambda i: -moved[i]):
+        highest = moved[i] = min(moved[i], highest)
+        highest -= least
     return [moved[i] for i in range(len(places))]
 
 

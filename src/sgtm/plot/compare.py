@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgtm.config import ConfigError
-from sgtm.plot.chart import PALETTE, Line, line_chart, short
+from sgtm.plot.chart import PALETTE, Line, line_chart, short, signed
 from sgtm.plot.page import Html, grid, missing, page, paragraph, rich_table, section, without_secrets
 from sgtm.plot.run_folder import VARIANTS, RunFolder, read_run_folder
 
@@ -114,7 +114,7 @@ def _differences(losses: Sequence[float | None]) -> Iterator[str]:
         elif i == 0 or first is None:
             yield f"{loss:.3f}"
         else:
-            yield f"{loss:.3f} ({loss - first:+.3f})"
+            yield f"{loss:.3f} ({signed(loss - first)})"
 
 
 def _table(

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from sgtm.config import ConfigError
-from sgtm.plot.chart import PALETTE, Dot, Line, line_chart, scatter_chart, short
+from sgtm.plot.chart import PALETTE, Dot, Line, line_chart, scatter_chart, short, signed
 from sgtm.plot.leakage import leakage_table, read_leakage
 from sgtm.plot.page import (
     Html,
@@ -141,7 +141,7 @@ def _labels(rows: Mapping[str, int]) -> Html:
     cells = {tuple(key.split(" as ", 1)): number for key, number in rows.items() if " as " in key}
     truths, labels = dict.fromkeys(t for t, _ in cells), dict.fromkeys(label for _, label in cells)
     body = [[truth, *(f"{cells.get((truth, label), 0):,}" for label in labels)] for truth in truths]
-    return table(["rows that truly are", *(f"labelled {label}" for label in labels)], body)
+    return table(["rows that are", *(f"labelled {label}" for label in labels)], body)
 
 
 def partition(found: RunFolder) -> Html:
@@ -176,7 +176,7 @@ def _rule(partition: Record) -> Html:
         else "no gradient is zeroed"
     )
     masked = [group["group"].replace("_", " ") for group in partition["joint"] if group["masked"]]
-    joint = f"so are those of {' and '.join(masked)}" if masked else "joint parameters learn from every batch"
+    joint = f"so are those of {', '.join(masked)}" if masked else "joint parameters learn from every batch"
     return paragraph(
         f"On a forget batch: {passing[strategy['activations']]}; {frozen}; {joint}. "
         "On a retain batch: forget units give zero."
@@ -199,13 +199,13 @@ def _final(found: RunFolder) -> Html:
     for category in found.categories:
         values = [found.last(category, variant) for variant in VARIANTS]
         rows.append([category, *(_number(v, values[0] if i else None) for i, v in enumerate(values))])
-    return table(["nats per token (change)", *VARIANTS], rows, f"test loss at step {found.step:,}")
+    return table(["", *VARIANTS], rows, f"test loss at step {found.step:,}, nats per token (change)")
 
 
 def _number(value: float | None, against: float | None = None) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if against is None else f"{value:.3f} ({value - against:+.3f})"
+    return f"{value:.3f}" if against is None else f"{value:.3f} ({signed(value - against)})"
 
 
 def _curves(found: RunFolder, category: str) -> Html:
@@ -302,13 +302,10 @@ def generations(found: RunFolder) -> Html:
 
 
 def _speech(category: str, prompt: str, said: Sequence[Record]) -> Html:
-    lines = [("how the text goes on", said[0]["truth"]), *((r["variant"], r["text"]) for r in said)]
-    return tag(
-        "div",
-        tag("p", tag("span", category, class_="who"), tag("strong", prompt), " …"),
-        *(tag("p", tag("span", who, class_="who"), text.strip() or "(nothing)") for who, text in lines),
-        class_="speech",
-    )
+    lines = [("the text itself", said[0]["truth"]), *((r["variant"], r["text"]) for r in said)]
+    begun = tag("p", tag("span", f"{category}: ", class_="who"), tag("strong", prompt), " …")
+    answers = (tag("div", tag("dt", who), tag("dd", text.strip() or "(nothing)")) for who, text in lines)
+    return tag("div", begun, tag("dl", *answers), class_="speech")
 
 
 def leakage(found: RunFolder) -> Html:
