@@ -62,9 +62,9 @@ def _beginning(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str,
         else:
             stretches[-1].append(token)
     longest = max(stretches, key=len)
-    cut = max(1, min(_PROMPT, len(longest) // 2))
-    while cut < len(longest) and not str(tokenizer.decode(longest[cut : cut + 1]))[:1].isspace():  # not inside a word
-        cut += 1
+    half = max(1, min(_PROMPT, len(longest) // 2))
+    words = (i for i in range(half, len(longest)) if str(tokenizer.decode(longest[i : i + 1]))[:1].isspace())
+    cut = next(words, half)  # before a word, where there is one that begins with a space
     prompt, truth = (tokenizer.decode(part) for part in (longest[:cut], longest[cut : cut + _NEW_TOKENS]))
     return str(prompt), str(truth)
 
@@ -77,13 +77,18 @@ def continue_text(
     bias: torch.Tensor | None = None,
     new_tokens: int = 40,
 ) -> str:
-    """The most likely continuation of ``prompt`` (greedy), up to the end of the text.
+    """The most likely continuation of ``prompt`` (greedy), up to the end of the text or of the model's positions.
 
     Args:
         sgtm: if given, the *ablated* model speaks, by its retain pass.
         bias: (vocab,) added to the logits (calibration).
     """
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None:
+        new_tokens = min(new_tokens, room - ids.shape[1])
+    if new_tokens < 1:
+        return ""
     stop = tokenizer.eos_token_id
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop)
     processors = [] if bias is None else [lambda _, scores: scores + bias]

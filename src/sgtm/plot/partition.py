@@ -8,7 +8,7 @@ from sgtm.plot.chart import short
 from sgtm.plot.colors import PALETTE, color_class
 from sgtm.plot.page import Html, details, new_id, table, tag
 
-_WIDTH, _LABEL, _GAP, _NUMBER = 440, 90, 12, 46
+_WIDTH, _LABEL, _GAP, _NUMBER = 440, 98, 12, 50
 _ROW, _BAR, _TOP = 22, 14, 24
 _HEADS = 0.4  # of the width that units have
 _MANY = 24  # layers: rows are lower then
