@@ -60,7 +60,20 @@ def train(arguments: Arguments) -> None:
 
     run = run_training(command.run, folder, command.resume)
     print_losses({command.run.method: run.losses})
+    _leave_report(folder)
     print(f"written to {folder}")
+
+
+def _leave_report(folder: Path) -> None:
+    """The page of a finished run. It is read from files that are all there, so nothing that goes wrong here matters."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from sgtm.plot.report import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        print(f"no report: {error}; `sgtm report {folder}` writes it")
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -70,6 +83,7 @@ def evaluate(arguments: Arguments) -> None:
         run: tyro.conf.Positional[Path],
         without: str = "",
         matrix: bool = False,
+        generations: int = 0,
         rows: int | None = None,
         batch_size: int = 64,
     ) -> None:
@@ -79,18 +93,21 @@ def evaluate(arguments: Arguments) -> None:
             run: the run's folder.
             without: domains that the ablated model is without, with commas between; all by default.
             matrix: instead, the loss of every category without each of the domains, and without all (not calibrated).
+            generations: also continue the beginnings of so many test texts of each category (generations.jsonl).
             rows: test rows of each category; all by default.
             batch_size: rows of one forward pass.
         """
         from sgtm.train.run import ablation_matrix_of_run, evaluate_run
         from sgtm.train.summary import print_losses, print_matrix
 
-        if matrix and without:
-            raise ConfigError("--matrix shows every domain; leave out --without")
+        if matrix and (without or generations):
+            raise ConfigError("--matrix shows every domain; leave out --without and --generations")
+        if without and generations:
+            raise ConfigError("--generations speaks without all domains; leave out --without")
         if matrix:
             print_matrix(ablation_matrix_of_run(run, rows, batch_size))
         else:
-            print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without))})
+            print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without), generations)})
 
     tyro.cli(command, prog="sgtm evaluate", args=arguments)
 
@@ -741,6 +758,50 @@ def plot_topics(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm plot topics", args=arguments)
 
 
+def report(arguments: Arguments) -> None:
+    """One self-contained HTML page of a run, or of the runs of a sweep."""
+
+    def command(folder: tyro.conf.Positional[Path], relearned: tuple[Path, ...] = (), out: Path | None = None) -> None:
+        """Write one HTML page about a run or a sweep, from its records; it needs no network and no other file.
+
+        Args:
+            folder: a run's folder, or one that holds the folders of runs.
+            relearned: folders of `sgtm relearn` on the run; those in its folder or beside it are found.
+            out: the page to write; by default report.html in the folder.
+        """
+        from sgtm.plot.report import write_report
+
+        print(f"written to {write_report(folder, out, relearned)}")
+
+    tyro.cli(command, prog="sgtm report", args=arguments)
+
+
+def compare(arguments: Arguments) -> None:
+    """Runs side by side: settings that differ, losses and their differences, curves."""
+
+    def command(runs: tyro.conf.Positional[list[Path]], out: Path | None = None) -> None:
+        """Print what tells runs apart: settings, test losses and their differences, cost.
+
+        Args:
+            runs: folders of two runs or more; differences are to the first.
+            out: an HTML page to write as well, with the curves over one another.
+        """
+        from rich.console import Console
+
+        from sgtm.config import write
+        from sgtm.plot.compare import compare_page, costs_table, losses_table, read_compared, settings_table
+
+        found = read_compared(runs)
+        console = Console(width=max(100, Console().width))
+        for table in (settings_table(found), losses_table(found), costs_table(found)):
+            console.print(table)
+        if out is not None:
+            write(out, compare_page(found))
+            print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm compare", args=arguments)
+
+
 @dataclass(frozen=True)
 class UnlearnCommand:
     """Suppress a capability of a finished model; the method is named by --method."""
@@ -925,6 +986,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "gradients": gradients,
     "leakage": leakage,
     "penalty": penalty,
+    "report": report,
+    "compare": compare,
     "plot tradeoff": plot_tradeoff,
     "plot undiscovered": plot_undiscovered,
     "plot grid": plot_grid,

@@ -282,6 +282,8 @@ class EvaluateConfig:
     """Test rows of each category; all by default."""
     batch_size: int = 64
     """Rows of one forward pass."""
+    generations: int = 2
+    """Test texts of each category whose beginnings are continued at the end, before and after removal; 0 = none."""
     topics: int = 0
     """Where the data has topics (Wikipedia): tell losses by so many parts of their names as well (1: Culture, STEM; 2:
     STEM.Biology)."""
@@ -290,6 +292,8 @@ class EvaluateConfig:
         _check_counts(self, "evaluate", "every", "rows", "batch_size")
         if self.topics < 0:
             raise ConfigError(f"evaluate.topics={self.topics} must be 0 (not by topic) or more")
+        if self.generations < 0:
+            raise ConfigError(f"evaluate.generations={self.generations} must be 0 (none) or more")
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _table_of_attacks(audit: AuditRecords, models: Sequence[str]) -> Html:
             before, after = ([r[when][audit.domain] for r in lines] for when in ("before", "after"))
             retain = [r["after"]["retain"] - r["before"]["retain"] for r in lines if "retain" in r["after"]]
             shares = percent(audit.recovered(attack, model)) or "-"
-            change = with_half(retain, "z.3f") if retain else "not measured"
+            change = with_half(retain, "+z.3f") if retain else "not measured"
             settings = ", ".join(dict.fromkeys(r["setting"] for r in lines))
             cells = (with_half(before), with_half(after), shares, change, settings)
             rows.append((attack, model, *cells))

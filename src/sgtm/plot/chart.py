@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines, points with names, bars. Their colours follow the page, their numbers are in the page too.
+"""Charts as inline SVG: lines, points with names, bars. Colours follow the page; numbers are in it too.
 
 Every figure has a title and a description for screen readers, tooltips on its points, a legend in text, and its numbers
 in a table that opens below it.
@@ -14,12 +14,25 @@ from sgtm.plot.page import Html, details, new_id, table, tag
 
 Point = tuple[float, float]
 Dash = Literal["", "dashed", "dotted"]
-__all__ = ["PALETTE", "Bar", "Dot", "Line", "Mean", "bar_chart", "forest_chart", "line_chart", "scatter_chart", "short"]
+__all__ = [
+    "PALETTE",
+    "Bar",
+    "Dot",
+    "Line",
+    "Mean",
+    "bar_chart",
+    "forest_chart",
+    "line_chart",
+    "scatter_chart",
+    "short",
+    "signed",
+]
 
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 30, 44
 _TICKS = 5  # about
-_LETTER = 7.0  # width of a letter of the labels
+_LONGEST = 20  # letters of a name beside its point
+_LETTER = 8.0  # width of a letter of the labels
 
 
 @dataclass(frozen=True)
@@ -140,22 +153,21 @@ def scatter_chart(title: str, dots: Sequence[Dot], x_label: str, y_label: str) -
     dots = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
     if not dots:
         return Html("")
-    xs = [x for dot in dots for x, _ in (*dot.trail, (dot.x, 0.0))] + [
-        dot.x + s * (dot.half_x or 0) for dot in dots for s in (-1, 1)
-    ]
-    ys = [y for dot in dots for _, y in (*dot.trail, (0.0, dot.y))] + [
-        dot.y + s * (dot.half_y or 0) for dot in dots for s in (-1, 1)
-    ]
+    xs, ys = zip(*((x, y) for dot in dots for x, y in (*dot.trail, (dot.x, dot.y))), strict=True)
     longest = max(len(dot.name) for dot in dots)
-    axes = Axes(_range(xs, 0.06), _range(ys, 0.09), right=min(_LETTER * longest, 150) + 22)
+    named = longest <= _LONGEST  # longer names stand in a legend
+    has_intervals = any(dot.half_x or dot.half_y for dot in dots)
+    room = 0.35 if has_intervals else 0.08  # wide intervals run out of the frame instead of dwarfing all else
+    axes = Axes(_range(xs, room), _range(ys, room), right=_LETTER * longest + 22 if named else _RIGHT)
     places = _apart([axes.at(dot.x, dot.y)[1] for dot in dots])
-    marks = [
-        piece for dot, place in zip(dots, places, strict=True) for piece in _dot(axes, dot, place, x_label, y_label)
-    ]
+    clip = new_id("clip")
+    marks = [_dot(axes, dot, x_label, y_label) for dot in dots]
+    labels = [_label(axes, dot, place) for dot, place in zip(dots, places, strict=True)] if named else []
     numbers = [(d.name, _with_half(d.x, d.half_x), _with_half(d.y, d.half_y)) for d in dots]
     about = "; ".join(f"{d.name}: {d.x:.4g}, {d.y:.4g}" for d in dots)
-    body = [_frame(axes, x_label, y_label), *marks]
-    return _figure(title, f"{y_label} over {x_label}. {about}", body, "", table(["", x_label, y_label], numbers))
+    body = [_frame(axes, x_label, y_label), _clip(clip, axes), tag("g", *marks, clip_path=f"url(#{clip})"), *labels]
+    legend = "" if named else tag("ul", *(_key(dot.name, dot.color) for dot in dots), class_="legend")
+    return _figure(title, f"{y_label} over {x_label}. {about}", body, legend, table(["", x_label, y_label], numbers))
 
 
 def bar_chart(title: str, bars: Sequence[Bar], unit: str, form: Callable[[float], str] | None = None) -> Html:
@@ -245,6 +257,12 @@ def short(value: float) -> str:
             factor = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}[unit]
             return f"{value / factor:.4g}{unit}"
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def signed(difference: float) -> str:
+    """A difference of losses with its sign; what rounds to nothing has none."""
+    text = f"{difference:+.3f}"
+    return text if float(text) else "0.000"
 
 
 def ticks(low: float, high: float, number: int = _TICKS) -> list[float]:
@@ -338,8 +356,12 @@ def _target(axes: Axes, name: str, y: float) -> Html:
     return tag("g", rule, tag("text", name, x=_p(right), y=_p(at - 5), text_anchor="end"))
 
 
-def _dot(axes: Axes, dot: Dot, label_at: float, x_label: str, y_label: str) -> list[Html]:
-    x, y = axes.at(dot.x, dot.y)
+def _label(axes: Axes, dot: Dot, at: float) -> Html:
+    x, _ = axes.at(dot.x, dot.y)
+    return tag("text", dot.name, x=_p(x + 11), y=_p(at + 4), class_="strong")
+
+
+def _dot(axes: Axes, dot: Dot, x_label: str, y_label: str) -> Html:
     inner = []
     if len(dot.trail) > 1:
         inner.append(tag("path", d=_path([axes.at(*point) for point in dot.trail]), class_="curve thin"))
@@ -349,18 +371,18 @@ def _dot(axes: Axes, dot: Dot, label_at: float, x_label: str, y_label: str) -> l
             inner.append(tag("path", d=_path(ends), class_="error"))
     about = f"{dot.name}: {x_label} {_with_half(dot.x, dot.half_x)}, {y_label} {_with_half(dot.y, dot.half_y)}"
     inner.append(_marker(axes, (dot.x, dot.y), about, 5.5))
-    return [
-        tag("g", *inner, class_=color_class(dot.color)),
-        tag("text", dot.name, x=_p(x + 11), y=_p(label_at + 4), class_="strong"),
-    ]
+    return tag("g", *inner, class_=color_class(dot.color))
 
 
 def _apart(places: Sequence[float], least: float = 14) -> list[float]:
-    """The same heights, pushed down where two would stand less than ``least`` apart."""
-    moved = dict[int, float]()
-    last = -math.inf
+    """The same heights, pushed down, and up at the axis, where two would stand less than ``least`` apart."""
+    moved, last = dict[int, float](), -math.inf
     for i in sorted(range(len(places)), key=lambda i: places[i]):
         last = moved[i] = max(places[i], last + least)
+    highest = _HEIGHT - _BOTTOM - 6.0  # above the axis
+    for i in sorted(moved, key=lambda i: -moved[i]):
+        highest = moved[i] = min(moved[i], highest)
+        highest -= least
     return [moved[i] for i in range(len(places))]
 
 

@@ -16,9 +16,9 @@
     write(path, html)  # sgtm.config.write
 
 Every piece is ``Html``; whatever else is given to a piece is text and is escaped by ``tag``, so what a configuration, a
-data set or a model says can never become markup. The page forbids scripts and all loading (its content security policy),
-needs no file beside it, follows the reader's light or dark scheme, and shows nothing that looks like an access token.
-Figures take their colours from ``COLORS`` of ``sgtm.plot.tradeoff``, and from ``PALETTE`` of ``sgtm.plot.chart``.
+data set or a model says can never become markup. The page forbids scripts and all loading (its content security
+policy), needs no file beside it, follows the reader's light or dark scheme, and shows nothing that looks like an access
+token. Figures take their colours from ``COLORS`` of ``sgtm.plot.tradeoff`` and ``PALETTE`` of ``sgtm.plot.chart``.
 """
 
 import base64
@@ -30,6 +30,9 @@ from functools import cache
 from importlib.resources import files
 from itertools import count
 from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from sgtm.plot.colors import stylesheet
 
@@ -87,13 +90,18 @@ def paragraph(*content: object) -> Html:
     return tag("p", *content)
 
 
+def preformatted(text: object) -> Html:
+    """Text whose lines and spaces mean something."""
+    return tag("pre", text, tabindex=0)
+
+
 def code(text: object) -> Html:
     return tag("code", text)
 
 
 def missing(what: str, command: str) -> Html:
     """One line in place of what nobody measured, and the command that measures it."""
-    return tag("p", f"{what}; ", code(command), " makes it.", class_="missing")
+    return tag("p", f"{what}. To have it: ", code(command), class_="missing")
 
 
 def table(
@@ -118,6 +126,19 @@ def _row(row: Sequence[object], kinds: Sequence[str | None]) -> Html:
     return tag(
         "tr", tag("th", first[0], scope="row", class_=first[1]), *(tag("td", cell, class_=kind) for cell, kind in rest)
     )
+
+
+def rich_table(shown: Table) -> Html:
+    """The same table as for the terminal; columns that are flush right there are numbers."""
+    columns = shown.columns
+    rows = zip(*([_plain(cell) for cell in column.cells] for column in columns), strict=True)
+    words = next((i for i, column in enumerate(columns) if column.justify == "right"), len(columns))
+    caption = " ".join(_plain(text) for text in (shown.title, shown.caption) if text)
+    return table([_plain(column.header) for column in columns], list(rows), caption, words)
+
+
+def _plain(cell: object) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)
 
 
 def pairs(values: Mapping[str, object]) -> Html:
