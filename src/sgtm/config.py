@@ -849,17 +849,16 @@ class AuditConfig:
 
     def settings_of(self, attack: Audit) -> "RelearnConfig | AttackConfig":
         """What one attack is run with: its own settings alone, so that it stays valid when others change."""
-        asked = {"domain": self.domain, "data": self.data, "seed": self.seed, "without": self.without}
+        asked: dict[str, Any] = {"domain": self.domain, "data": self.data, "seed": self.seed, "without": self.without}
         if attack in RELEARNING:
             return self._relearning(attack, asked)
-        of = {
+        of: dict[str, dict[str, Any]] = {
             "prune": {"sparsities": self.sparsities, "scope": self.scope},
             "few-shot": {"shots": self.shots},
             "probe": {"examples": self.examples, "resamples": self.resamples},
             "elicit": {"elicit": self.elicit},
         }
-        own: dict[str, Any] = of.get(attack, {})
-        return AttackConfig(kind=[attack], evaluate=self.evaluate, **own, **asked)  # type: ignore[list-item]
+        return AttackConfig(kind=[attack], evaluate=self.evaluate, **of.get(attack, {}), **asked)  # type: ignore[list-item]
 
     def _relearning(self, attack: Audit, asked: dict[str, Any]) -> "RelearnConfig":
         r, lora = self.relearn, attack == "relearn-lora"

@@ -142,7 +142,7 @@ def _costs(audit: AuditRecords) -> Iterator[Html]:
         yield paragraph("No model was fine-tuned.")
         return
     yield grid(*(_curves(audit, attack) for attack in trained))
-    levels = next((r["levels"] for a in trained for r in audit.of(a, audit.audited)), [])
+    levels: list[Line] = next((r["levels"] for a in trained for r in audit.of(a, audit.audited)), [])
     if not levels:
         yield paragraph(f"No model without removal ({audit.reference}) to measure by, so no losses to be reached.")
         return
