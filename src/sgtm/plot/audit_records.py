@@ -128,9 +128,8 @@ class Cost:
         no = f"not within {self.within:,} steps{of}"
         if not self.steps:
             return f"not within {self.within:,} steps"
-        if max(self.steps) == 0:
-            return "from the start"
-        yes = f"{with_half(self.steps, ',.0f')} steps, {with_half(self.forget_tokens, ',.0f')} forget tokens"
+        yes = f"{with_half(self.steps, ',.1f')} steps, {with_half(self.forget_tokens, ',.0f')} forget tokens"
+        yes = yes if max(self.steps) else "from the start"
         return f"{yes}; {no}" if missed else yes
 
 
@@ -198,8 +197,9 @@ def _strongest(audit: AuditRecords, attack: str, about: str) -> str:
 
 
 def _amount(audit: AuditRecords, attack: str, model: str) -> str:
-    """Share of what is missing, and nats."""
-    gain = f"{with_half(audit.gains(attack, model))} nats"
+    """Share of what is missing, nats, and where that leads: a model may be far off and gain much."""
+    after = with_half([line["after"][audit.domain] for line in audit.best(attack, model)])
+    gain = f"{with_half(audit.gains(attack, model))} nats, to a loss of {after}"
     shares = audit.recovered(attack, model)
     return f"{percent(shares)} of what is missing ({gain})" if shares else gain
 

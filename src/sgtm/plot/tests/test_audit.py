@@ -107,7 +107,7 @@ def test_costs_are_those_of_runs_that_arrive(found):
     half, whole = cost(found, "relearn", "sgtm", 0.5), cost(found, "relearn", "sgtm", 1.0)
     assert (half.steps, half.forget_tokens, half.runs) == ([15.0, 17.0], [60.0, 68.0], 2)
     spread = mean_interval([15.0, 17.0])[1]
-    assert str(half) == f"16 ± {spread:.0f} steps, 64 ± {4 * spread:.0f} forget tokens"
+    assert str(half) == f"16.0 ± {spread:.1f} steps, 64 ± {4 * spread:.0f} forget tokens"
     assert str(whole) == "not within 20 steps"
     assert str(cost(found, "relearn", "none", 0.5)) == "not tried"
 
@@ -117,10 +117,10 @@ def test_verdicts_say_what_came_back_and_what_it_cost(found):
     spread = mean_interval([75.0, 70.0])[1]
     assert f"The strongest attack tried was fine-tuning of all weights: it brought back 72 ± {spread:.0f} %" in said
     assert "after 20 ± 0 steps and 80 ± 0 forget tokens" in said
-    assert "The same attack brought back 90 % of what is missing (3.500 nats) of filter" in said
+    assert "The same attack brought back 90 % of what is missing (3.500 nats, to a loss of 2.500) of filter" in said
     assert "Without training the model, the strongest was pruning: it brought back 15 ±" in said
-    assert "50 % of what was removed was back soonest by fine-tuning of all weights: 16 ±" in said
-    assert "To the same loss, filter: 8 steps, 32 forget tokens." in said
+    assert "50 % of what was removed was back soonest by fine-tuning of all weights: 16.0 ±" in said
+    assert "To the same loss, filter: 8.0 steps, 32 forget tokens." in said
     assert "100 % of what was removed did not come back in every run; the nearest" in said
     assert "One run has no interval" in said
     assert "safe" not in said
@@ -131,7 +131,7 @@ def test_without_a_reference_shares_are_not_known(tmp_path):
     found = read_audit(written(tmp_path / "a", lines, {k: v for k, v in MODELS.items() if k != "none"}))
     said = "\n".join(verdict(found))
     assert "No model without removal was given (--against none=RUN)" in said
-    assert "nats after 20 ± 0 steps" in said
+    assert "after 20 ± 0 steps" in said
     assert "%" not in said.replace("95 %", "")
     assert "no losses to be reached" in audit_page(found)
     assert "No model called none was compared with." in audit_page(found)
