@@ -13,6 +13,7 @@ import tyro
 
 from sgtm.config import (
     AttackConfig,
+    AuditConfig,
     Category,
     ClassifyConfig,
     ConfigError,
@@ -24,8 +25,10 @@ from sgtm.config import (
     TranslateConfig,
     UnlearnConfig,
     WikipediaConfig,
+    build,
     load,
     nearest,
+    read_yaml,
 )
 
 Arguments = list[str]
@@ -57,7 +60,20 @@ def train(arguments: Arguments) -> None:
 
     run = run_training(command.run, folder, command.resume)
     print_losses({command.run.method: run.losses})
+    _leave_report(folder)
     print(f"written to {folder}")
+
+
+def _leave_report(folder: Path) -> None:
+    """The page of a finished run. It is read from files that are all there, so nothing that goes wrong here matters."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from sgtm.plot.report import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        print(f"no report: {error}; `sgtm report {folder}` writes it")
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -67,6 +83,7 @@ def evaluate(arguments: Arguments) -> None:
         run: tyro.conf.Positional[Path],
         without: str = "",
         matrix: bool = False,
+        generations: int = 0,
         rows: int | None = None,
         batch_size: int = 64,
     ) -> None:
@@ -76,18 +93,21 @@ def evaluate(arguments: Arguments) -> None:
             run: the run's folder.
             without: domains that the ablated model is without, with commas between; all by default.
             matrix: instead, the loss of every category without each of the domains, and without all (not calibrated).
+            generations: also continue the beginnings of so many test texts of each category (generations.jsonl).
             rows: test rows of each category; all by default.
             batch_size: rows of one forward pass.
         """
         from sgtm.train.run import ablation_matrix_of_run, evaluate_run
         from sgtm.train.summary import print_losses, print_matrix
 
-        if matrix and without:
-            raise ConfigError("--matrix shows every domain; leave out --without")
+        if matrix and (without or generations):
+            raise ConfigError("--matrix shows every domain; leave out --without and --generations")
+        if without and generations:
+            raise ConfigError("--generations speaks without all domains; leave out --without")
         if matrix:
             print_matrix(ablation_matrix_of_run(run, rows, batch_size))
         else:
-            print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without))})
+            print_losses({run.name: evaluate_run(run, rows, batch_size, _words(without), generations)})
 
     tyro.cli(command, prog="sgtm evaluate", args=arguments)
 
@@ -738,6 +758,50 @@ def plot_topics(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm plot topics", args=arguments)
 
 
+def report(arguments: Arguments) -> None:
+    """One self-contained HTML page of a run, or of the runs of a sweep."""
+
+    def command(folder: tyro.conf.Positional[Path], relearned: tuple[Path, ...] = (), out: Path | None = None) -> None:
+        """Write one HTML page about a run or a sweep, from its records; it needs no network and no other file.
+
+        Args:
+            folder: a run's folder, or one that holds the folders of runs.
+            relearned: folders of `sgtm relearn` on the run; those in its folder or beside it are found.
+            out: the page to write; by default report.html in the folder.
+        """
+        from sgtm.plot.report import write_report
+
+        print(f"written to {write_report(folder, out, relearned)}")
+
+    tyro.cli(command, prog="sgtm report", args=arguments)
+
+
+def compare(arguments: Arguments) -> None:
+    """Runs side by side: settings that differ, losses and their differences, curves."""
+
+    def command(runs: tyro.conf.Positional[list[Path]], out: Path | None = None) -> None:
+        """Print what tells runs apart: settings, test losses and their differences, cost.
+
+        Args:
+            runs: folders of two runs or more; differences are to the first.
+            out: an HTML page to write as well, with the curves over one another.
+        """
+        from rich.console import Console
+
+        from sgtm.config import write
+        from sgtm.plot.compare import compare_page, costs_table, losses_table, read_compared, settings_table
+
+        found = read_compared(runs)
+        console = Console(width=max(100, Console().width))
+        for table in (settings_table(found), losses_table(found), costs_table(found)):
+            console.print(table)
+        if out is not None:
+            write(out, compare_page(found))
+            print(f"written to {out}")
+
+    tyro.cli(command, prog="sgtm compare", args=arguments)
+
+
 @dataclass(frozen=True)
 class UnlearnCommand:
     """Suppress a capability of a finished model; the method is named by --method."""
@@ -820,7 +884,7 @@ def plot_relearning(arguments: Arguments) -> None:
 
 @dataclass(frozen=True)
 class AttackCommand:
-    """Ask a model for what was removed, without training it: quantise, prune, show examples, probe hidden states."""
+    """Ask a model for what was removed, without training it: quantise, prune, give texts or prompts, probe."""
 
     start: tyro.conf.Positional[Path]
     """A run's folder, an export, or a Hugging Face checkpoint; forget units are removed first."""
@@ -830,13 +894,72 @@ class AttackCommand:
 
 
 def attack(arguments: Arguments) -> None:
-    """Attacks without training: quantisation, pruning, examples in the context, linear probes."""
+    """Attacks without training: quantisation, pruning, examples in the context, prompts, linear probes."""
     command = tyro.cli(AttackCommand, prog="sgtm attack", args=arguments)
     from sgtm.train.attack import attack as run_attacks
     from sgtm.train.attack import print_attacks
 
     print_attacks(run_attacks(command.start, command.attack, command.out))
     print(f"written to {command.out}")
+
+
+@dataclass(frozen=True)
+class AuditCommand:
+    """Run all attacks on a model without its forget units, and on others of the same data; write one page.
+
+    Killed, it goes on with the attacks that are missing when it is run again.
+    """
+
+    runs: tyro.conf.Positional[list[Path]]
+    """Runs of one method that differ by their seeds, or a sweep's folder, whose other methods are compared with."""
+    audit: Annotated[AuditConfig, tyro.conf.arg(name="")]
+    out: Path
+    """Folder to write: audit.yaml, a folder for each attack, audit.jsonl, audit.html."""
+    against: list[str] = field(default_factory=list)
+    """Models to compare with, NAME=PATH (none=RUN filter=RUN rmu=FOLDER), a name once for each seed; `none` never had
+    anything removed."""
+    method: str = ""
+    """Which of the runs' methods is audited, where they have several."""
+
+
+def audit(arguments: Arguments) -> None:
+    """All attacks on a run and on models to compare with, as one page: what comes back, and at what cost."""
+    settings = list(map(Path, takewhile(lambda word: word.endswith((".yaml", ".yml")), arguments)))
+    if len(settings) > 1:
+        raise ConfigError(f"{len(settings)} files of settings; give one, and RUNs after it")
+    default = build(AuditConfig, read_yaml(settings[0]), str(settings[0])) if settings else AuditConfig()
+    # tyro takes one default for everything: what must be given is marked.
+    missing = AuditCommand(tyro.MISSING, default, tyro.MISSING)
+    command = tyro.cli(
+        AuditCommand, prog="sgtm audit [SETTINGS.yaml]", default=missing, args=arguments[len(settings) :]
+    )
+    from sgtm.train.audit import audit as run_audit
+    from sgtm.train.compared import models_of
+
+    run_audit(models_of(command.runs, command.against, command.method), command.audit, command.out)
+    _write_audit(command.out)
+
+
+def plot_audit(arguments: Arguments) -> None:
+    """The page of an audit, from its records alone."""
+
+    def command(folder: tyro.conf.Positional[Path]) -> None:
+        """Write the page of an audit, finished or not, from its records alone.
+
+        Args:
+            folder: what `sgtm audit` wrote.
+        """
+        _write_audit(folder)
+
+    tyro.cli(command, prog="sgtm plot audit", args=arguments)
+
+
+def _write_audit(folder: Path) -> None:
+    from sgtm.plot.audit import read_audit, verdict, write_page
+
+    found = read_audit(folder)
+    print("\n".join(verdict(found)))
+    print(f"written to {write_page(found)}")
 
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
@@ -859,15 +982,19 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "unlearn": unlearn,
     "relearn": relearn,
     "attack": attack,
+    "audit": audit,
     "gradients": gradients,
     "leakage": leakage,
     "penalty": penalty,
+    "report": report,
+    "compare": compare,
     "plot tradeoff": plot_tradeoff,
     "plot undiscovered": plot_undiscovered,
     "plot grid": plot_grid,
     "plot gradient-norms": plot_gradient_norms,
     "plot leakage": plot_leakage,
     "plot relearning": plot_relearning,
+    "plot audit": plot_audit,
     "plot penalty": plot_penalty,
     "plot topics": plot_topics,
     "env": env,

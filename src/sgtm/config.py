@@ -80,6 +80,7 @@ class Stream(IntEnum):
     PROBE = 22
     RMU = 23
     UNLEARN = 24
+    ELICIT = 25
 
 
 class ConfigError(ValueError):
@@ -281,6 +282,8 @@ class EvaluateConfig:
     """Test rows of each category; all by default."""
     batch_size: int = 64
     """Rows of one forward pass."""
+    generations: int = 2
+    """Test texts of each category whose beginnings are continued at the end, before and after removal; 0 = none."""
     topics: int = 0
     """Where the data has topics (Wikipedia): tell losses by so many parts of their names as well (1: Culture, STEM; 2:
     STEM.Biology)."""
@@ -289,6 +292,8 @@ class EvaluateConfig:
         _check_counts(self, "evaluate", "every", "rows", "batch_size")
         if self.topics < 0:
             raise ConfigError(f"evaluate.topics={self.topics} must be 0 (not by topic) or more")
+        if self.generations < 0:
+            raise ConfigError(f"evaluate.generations={self.generations} must be 0 (none) or more")
 
 
 @dataclass(frozen=True)
@@ -321,6 +326,13 @@ def _check_counts(config: Any, section: str, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{section}.{name}={value} must be at least 1")
+
+
+def _check_rates(name: str, rates: list[float]) -> None:
+    if not rates or min(rates) <= 0:
+        raise ConfigError(f"{name}={rates}: give at least one, all positive")
+    if len(set(rates)) < len(rates):
+        raise ConfigError(f"{name}={rates} has one twice; give each once")
 
 
 @dataclass(frozen=True)
@@ -685,10 +697,7 @@ class RelearnConfig:
         _check_counts(self, "relearn", "tokens", "steps", "micro_batch_size")
         if not 0 < self.mix <= 1:
             raise ConfigError(f"mix={self.mix} is no share of a step; use more than 0 and at most 1")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError(f"learning_rates={self.learning_rates}: give at least one, all positive")
-        if len(set(self.learning_rates)) < len(self.learning_rates):
-            raise ConfigError(f"learning_rates={self.learning_rates} has one twice; give each once")
+        _check_rates("learning_rates", self.learning_rates)
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.lora < 0 or self.match_tolerance < 0:
@@ -696,11 +705,35 @@ class RelearnConfig:
 
 
 @dataclass(frozen=True)
+class ElicitConfig:
+    """Prompts that are looked for to bring back what was removed; the model is frozen."""
+
+    length: int = 8
+    """Tokens of a hard prompt, and vectors of a soft one."""
+    prompts: int = 32
+    """Hard prompts, drawn from training rows, of which the best is taken."""
+    rows: int = 64
+    """Training rows that prompts are chosen by."""
+    steps: int = 200
+    """Of a soft prompt, for each learning rate."""
+    learning_rates: list[float] = field(default_factory=lambda: [1e-2, 1e-1])
+    """Of Adam; the best soft prompt of all counts."""
+    batch_size: int = 32
+    """Rows of a step."""
+    every: int = 20
+    """Steps between soft prompts that are looked at."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "elicit", "length", "prompts", "rows", "steps", "batch_size", "every")
+        _check_rates("elicit.learning_rates", self.learning_rates)
+
+
+@dataclass(frozen=True)
 class AttackConfig:
     """What is tried on a model from which something was removed, without training it."""
 
-    kind: list[Literal["quantize", "prune", "few-shot", "probe"]] = field(
-        default_factory=lambda: ["quantize", "prune", "few-shot", "probe"]
+    kind: list[Literal["quantize", "prune", "few-shot", "probe", "elicit"]] = field(
+        default_factory=lambda: ["quantize", "prune", "few-shot", "probe", "elicit"]
     )
     """Which attacks; all by default."""
     against: str | None = None
@@ -720,12 +753,13 @@ class AttackConfig:
     """Of probe: training rows of each category that probes learn from."""
     resamples: int = 1000
     """Of probe: draws of the bootstrap."""
+    elicit: ElicitConfig = field(default_factory=ElicitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     """By default the data of START or, where that is no run, of the model to compare with."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Test rows (`every` has no meaning here)."""
     seed: int = 0
-    """Draws of shots and of rows for probes."""
+    """Draws of shots, of rows for probes, and of prompts."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "attack", "examples", "resamples")
@@ -735,6 +769,114 @@ class AttackConfig:
             raise ConfigError(f"sparsities={self.sparsities}: give shares of the weights, from 0 to less than 1")
         if not self.shots or min(self.shots) < 0:
             raise ConfigError(f"shots={self.shots}: give numbers of rows, from 0")
+
+
+Audit = Literal[
+    "quantize", "prune", "few-shot", "elicit", "probe", "relearn", "relearn-lora", "relearn-adjacent", "relearn-init"
+]
+RELEARNING: tuple[Audit, ...] = ("relearn", "relearn-lora", "relearn-adjacent", "relearn-init")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Of an audit: how all models are fine-tuned (`sgtm relearn` says more)."""
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
+    """Of every parameter."""
+    lora: int = 8
+    """Rank of adapters."""
+    lora_learning_rates: list[float] = field(default_factory=lambda: [3e-3, 1e-2, 3e-2])
+    """Of adapters."""
+    mix: float = 0.5
+    """Share of forget (or adjacent) text in the tokens of a step; the rest is retain text."""
+    tokens: int = 2048
+    """Predicted tokens of a step."""
+    steps: int = 50
+    """Of every curve: none ends before, so that a target may be chosen afterwards."""
+    warmup_steps: int = 5
+    every: int = 5
+    """Steps between evaluations."""
+    micro_batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """All attacks, on a model without its forget units and on others of the same data.
+
+    The defaults are for a model of a few million parameters on CPU cores (configs/audit/paper.yaml: for the paper's).
+    """
+
+    attacks: list[Audit] = field(default_factory=lambda: list(get_args(Audit)))
+    """Which; all by default. relearn-adjacent needs adjacent text in the data, relearn-init forget units."""
+    reference: str = "none"
+    """Which of the models to compare with never had anything removed: what it has, an attack can bring back."""
+    shares: list[float] = field(default_factory=lambda: [0.5, 0.9, 1.0])
+    """Of what was removed: steps and tokens are told until so much of it is back."""
+    relearn: FinetuneConfig = field(default_factory=FinetuneConfig)
+    sparsities: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.7])
+    """Of prune."""
+    scope: Literal["global", "layer"] = "global"
+    """Of prune."""
+    shots: list[int] = field(default_factory=lambda: [0, 1, 2, 4])
+    """Of few-shot; 0 among them."""
+    examples: int = 200
+    """Of probe: training rows of each category."""
+    resamples: int = 1000
+    """Of probe: draws of the bootstrap."""
+    elicit: ElicitConfig = field(default_factory=lambda: ElicitConfig(rows=32, steps=100))
+    without: str = ""
+    """Domains whose units are removed from models with forget units, with commas between; all by default."""
+    domain: str = ""
+    """The domain that is asked for, where the data has several."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of fine-tuning."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """By default that of the first run among the models."""
+    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(rows=200))
+    """Test rows, the same for all models and attacks (`every` has no meaning here)."""
+    seed: int = 0
+    """Of the attacks: order of the data, draws, fresh weights."""
+
+    def __post_init__(self) -> None:
+        if not self.attacks or len(set(self.attacks)) < len(self.attacks):
+            raise ConfigError(f"attacks={self.attacks}: give at least one, and each once")
+        if not self.shares or not all(0 < share <= 1 for share in self.shares):
+            raise ConfigError(f"shares={self.shares}: give shares of what was removed, more than 0 and at most 1")
+        if 0 not in self.shots:
+            raise ConfigError(f"shots={self.shots} lacks 0, which the others are compared with; add it")
+        for name in self.attacks:
+            self.settings_of(name)  # says what is wrong with them
+
+    def settings_of(self, attack: Audit) -> "RelearnConfig | AttackConfig":
+        """What one attack is run with: its own settings alone, so that it stays valid when others change."""
+        asked: dict[str, Any] = {"domain": self.domain, "data": self.data, "seed": self.seed, "without": self.without}
+        if attack in RELEARNING:
+            return self._relearning(attack, asked)
+        of: dict[str, dict[str, Any]] = {
+            "prune": {"sparsities": self.sparsities, "scope": self.scope},
+            "few-shot": {"shots": self.shots},
+            "probe": {"examples": self.examples, "resamples": self.resamples},
+            "elicit": {"elicit": self.elicit},
+        }
+        return AttackConfig(kind=[attack], evaluate=self.evaluate, **of.get(attack, {}), **asked)  # type: ignore[list-item]
+
+    def _relearning(self, attack: Audit, asked: dict[str, Any]) -> "RelearnConfig":
+        r, lora = self.relearn, attack == "relearn-lora"
+        return RelearnConfig(
+            units="init" if attack == "relearn-init" else "absent",
+            on="adjacent" if attack == "relearn-adjacent" else "forget",
+            lora=r.lora if lora else 0,
+            learning_rates=r.lora_learning_rates if lora else r.learning_rates,
+            mix=r.mix,
+            tokens=r.tokens,
+            steps=r.steps,
+            warmup_steps=r.warmup_steps,
+            stop=False,
+            micro_batch_size=r.micro_batch_size,
+            precision=self.precision,
+            evaluate=dataclasses.replace(self.evaluate, every=r.every),
+            **asked,
+        )
 
 
 def load(path: str | Path, *recipes: str | Path) -> RunConfig:

@@ -1,6 +1,7 @@
 """The files that hold what runs measured, without torch."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,23 @@ LEAKAGE = "leakage.jsonl"
 UNLEARN = "unlearn.yaml"  # settings of an unlearning
 RELEARN = "relearn.yaml"  # settings of a relearning
 SUMMARY = "summary.json"
+AUDIT = "audit.yaml"  # settings and models of an audit
+FINDINGS = "audit.jsonl"  # what an audit found
+ATTACK = "attack.yaml"  # settings of an attack without training
 PROBES = "probes.jsonl"
+PARTITION = "partition.json"  # who owns which units and parameters of a run's model
+GENERATIONS = "generations.jsonl"  # continuations before and after removal
+MATRIX = "matrix.jsonl"  # losses of every category without each domain
+THROUGHPUT = "throughput.jsonl"  # apart from the metrics, which a killed and resumed run repeats bit for bit
+REPORT = "report.html"
 RECORD = ("step", "tokens", "flops", "split", "category", "variant", "loss", "num_tokens")
 RESULTS = "results.parquet"  # the records of all runs of a sweep
 CONFIGS = "configs"  # in the metadata of that file: the runs' configurations by name, as JSON
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """One object a line; an earlier file is replaced."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

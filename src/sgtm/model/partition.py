@@ -329,7 +329,7 @@ class Partition:
         counts = Counter[tuple[int, str]]()
         for s in (*self.retain, *self.forget):
             counts[s.layer, s.domain or "retain"] += s.numel
-        joint = self._joint_of_layers()
+        joint = self.joint_of_layers()
         owners = rows[0][1:-1]
         for layer in sorted(joint.keys() - {-1}):
             rows.append((f"layer {layer}", *(f"{counts[layer, o]:,}" for o in owners), f"{joint[layer]:,}"))
@@ -344,7 +344,7 @@ class Partition:
         layers = "all" if len(self.layers) == len(layers_of(self.model, self.architecture)) else list(self.layers)
         return f"Partition({type(self.model).__name__}, {dict(self.domains)}, layers={layers}, {self.num_parameters()})"
 
-    def _joint_of_layers(self) -> Counter[int]:
+    def joint_of_layers(self) -> Counter[int]:
         """Joint parameters of each layer; -1 for those outside the layers."""
         layers = layers_of(self.model, self.architecture)
         layer_of = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}

@@ -4,6 +4,7 @@ Nothing here needs torch.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from sgtm.config import DOMAINS, ConfigError, nearest
 from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, UNLEARN, read_records
 
+_SEED = re.compile(r"[-_]?seed\d+")
 MEAN = "mean"  # of all domains' losses
 
 
@@ -50,6 +52,11 @@ class RunRecords:
         """The mean of the final losses of ``categories``; None if one of them is missing."""
         losses = [loss for category in categories if (loss := self.final(category, variant)) is not None]
         return sum(losses) / len(losses) if losses and len(losses) == len(categories) else None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The configuration as text by dotted key (``train.steps``)."""
+        return dict(_flat(self.config))
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -137,7 +144,10 @@ def series(runs: Sequence[RunRecords], along: Iterable[str]) -> dict[str, list[R
     Where a method comes with several settings, each is a series of its own and is named by what differs.
     """
     apart = {*along, "seed"}
-    flat = [{key: value for key, value in _flat(run.config) if key not in apart} for run in runs]
+    flat = [
+        {key: without_seed(value) if key == "start" else value for key, value in _flat(run.config) if key not in apart}
+        for run in runs
+    ]
     groups: dict[str, list[RunRecords]] = {}
     for run, settings in zip(runs, flat, strict=True):
         same = [other for other in flat if other["method"] == settings["method"]]
@@ -145,6 +155,11 @@ def series(runs: Sequence[RunRecords], along: Iterable[str]) -> dict[str, list[R
         label = ", ".join([str(settings["method"]), *(f"{k.rpartition('.')[2]} {settings[k]}" for k in differs)])
         groups.setdefault(label, []).append(run)
     return groups
+
+
+def without_seed(text: str) -> str:
+    """A folder's name or path without the seed in it."""
+    return _SEED.sub("", text)
 
 
 def _read(path: Path) -> list[RunRecords]:

@@ -1,7 +1,6 @@
 """Relearning as a table, and as curves of the forget loss over steps and forget tokens."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,10 +13,10 @@ from rich.table import Table
 
 from sgtm.config import ConfigError
 from sgtm.interval import mean_interval
+from sgtm.plot.records import without_seed
 from sgtm.plot.tradeoff import COLORS
 from sgtm.records import METRICS, RELEARN, SUMMARY, read_records
 
-_SEED = re.compile(r"[-_]?seed\d+")
 _MORE = (
     "#b8860b",
     "#117733",
@@ -48,7 +47,7 @@ class Relearning:
     @property
     def name(self) -> str:
         """Of what it began with, without its seed."""
-        return _without_seed(Path(self.settings["start"]).name)
+        return without_seed(Path(self.settings["start"]).name)
 
     @property
     def color(self) -> str | None:
@@ -212,11 +211,7 @@ def _read(folder: Path) -> Relearning:
 def _comparable(r: Relearning) -> dict[str, str]:
     """Settings by which lines differ: without seeds, also in the names of folders."""
     return {
-        key: _without_seed(value) if isinstance(value, str) else json.dumps(value)
+        key: without_seed(value) if isinstance(value, str) else json.dumps(value)
         for key, value in r.settings.items()
         if key not in _APART
     }
-
-
-def _without_seed(text: str) -> str:
-    return _SEED.sub("", text)

@@ -12,7 +12,7 @@ from sgtm.interval import mean_interval
 from sgtm.plot.records import RunRecords, chosen_domains, series
 from sgtm.plot.tradeoff import COLORS
 
-_ALONG = ("labels.undiscovered", "labels.tpr")  # a share may be given as either
+ALONG = ("labels.undiscovered", "labels.tpr")  # a share may be given as either
 _MORE = ("#b8860b", "#117733", "#aa4466", "#6699cc")  # where a method has more than one line
 Lines = dict[str, dict[float, list[float]]]  # losses, one a seed, by series and share
 
@@ -30,8 +30,8 @@ def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrat
     Raises:
         ConfigError: no run has such losses at its end, or several domains and none chosen.
     """
-    domains, groups = chosen_domains(runs, forget), series(runs, _ALONG)
-    lines = [_lines(groups, categories, variant) for categories in (domains, ("retain",))]
+    domains, groups = chosen_domains(runs, forget), series(runs, ALONG)
+    lines = [losses_by_share(groups, categories, variant) for categories in (domains, ("retain",))]
     names = (domains[0] if len(domains) == 1 else f"mean {', '.join(domains)}", "retain")
     shares = sorted({share for of in lines[0].values() for share in of})
     if not shares:
@@ -53,7 +53,8 @@ def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrat
     plt.close(figure)
 
 
-def _lines(groups: dict[str, list[RunRecords]], categories: Sequence[str], variant: str) -> Lines:
+def losses_by_share(groups: dict[str, list[RunRecords]], categories: Sequence[str], variant: str) -> Lines:
+    """The final losses of each series by undiscovered share, one a seed."""
     lines: Lines = {}
     for name, runs in groups.items():
         for run in runs:

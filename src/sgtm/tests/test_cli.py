@@ -10,6 +10,7 @@ import yaml
 
 import sgtm
 from sgtm.cli import COMMANDS, main
+from sgtm.plot.tests.report_records import write_run
 from sgtm.train.tests.test_run import TINY
 
 
@@ -61,6 +62,7 @@ def test_data_train_evaluate_export_plot(tmp_path, capsys, monkeypatch):
     assert "calibrated" in shown
     resolved = yaml.safe_load((tmp_path / "runs/tiny-sgtm-seed3/config.yaml").read_text())
     assert (resolved["train"]["steps"], resolved["seed"], resolved["train"]["learning_rate"]) == (4, 3, 0.01)
+    assert "Partition" in (tmp_path / "runs/tiny-sgtm-seed3/report.html").read_text()
     assert "ablated" in output_of(capsys, "evaluate", "runs/tiny-sgtm-seed3", "--rows", "5")
     assert "differ" in output_of(capsys, "export", "runs/tiny-sgtm-seed3", "--out", "exported")
     assert json.loads((tmp_path / "exported/config.json").read_text())["model_type"] == "gpt_neo"
@@ -68,9 +70,33 @@ def test_data_train_evaluate_export_plot(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_report_and_compare(tmp_path, capsys):
+    one, other = (write_run(tmp_path / "runs" / f"sgtm-seed{i}", i, i / 4) for i in (0, 1))
+    assert "written to" in output_of(capsys, "report", str(one))
+    assert "<!DOCTYPE html>" in (one / "report.html").read_text()
+    output_of(capsys, "report", str(one.parent), "--out", str(tmp_path / "sweep.html"))
+    assert "2 runs" in (tmp_path / "sweep.html").read_text()
+    shown = output_of(capsys, "compare", str(one), str(other), "--out", str(tmp_path / "compared.html"))
+    assert "7.750 (+0.250)" in shown
+    assert "7.750 (+0.250)" in (tmp_path / "compared.html").read_text()
+
+
+def test_a_report_that_fails_does_not_fail_the_run(prepared, tmp_path, capsys, monkeypatch):
+    def fail(folder):
+        raise OSError("no ink")
+
+    monkeypatch.setattr("sgtm.plot.report.write_report", fail)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": {"path": str(prepared)}}))
+    shown = output_of(capsys, "train", str(tmp_path / "tiny.yaml"), "--run-dir", str(tmp_path / "run"))
+    assert f"no report: no ink; `sgtm report {tmp_path / 'run'}` writes it" in shown
+    assert "written to" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["report", "nowhere"], "neither a run"),
+        (["compare", "nowhere"], "two different runs"),
         (["trian"], "did you mean 'train'"),
         (["data"], "data synthetic"),
         (["train"], "give the run's configuration first"),

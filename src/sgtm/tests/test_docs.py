@@ -13,19 +13,24 @@ from sgtm.cli import main
 from sgtm.config import build, read_yaml
 from sgtm.train.sweep import SweepConfig
 
-HOW_TO = ("model", "training", "data", "labels", "domains", "many_runs", "removal")
+HOW_TO = ("model", "training", "data", "labels", "domains", "many_runs", "removal", "audit")
 PAGES = ("tutorial", *(f"howto/{name}" for name in HOW_TO))
-SLOW = ("howto/many_runs",)
+SLOW = ("howto/many_runs", "howto/audit")
 _STEPS = ["--train.steps", "4", "--train.warmup-steps", "1", "--train.batch-size", "8", "--evaluate.rows", "4"]
 # The same commands with less to do: options that come last win.
 SMALLER = {
     "data synthetic": ["--stories", "300"],
     "train": [*_STEPS, "--calibrate.steps", "2", "--train.save-every", "2"],
     "sweep": [*_STEPS, "--calibrate.steps", "2", "--data.path", "data", "--seeds", "0"],
+    "rmu": ["--steps", "2", "--layer", "1"],
+    "audit": [
+        *("--attacks", "quantize", "elicit", "relearn", "--evaluate.rows", "4", "--elicit.steps", "2"),
+        *("--relearn.steps", "2", "--relearn.warmup-steps", "1", "--relearn.learning-rates", "1e-2"),
+    ],
     "leakage": ["--bootstrap", "10"],
     "gradients": ["--examples", "4", "--rows", "8"],
 }
-NEEDS = {"howto/labels": "sklearn"}
+NEEDS = {"howto/labels": "sklearn", "howto/audit": "peft"}
 
 
 @pytest.fixture

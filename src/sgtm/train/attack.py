@@ -1,8 +1,8 @@
 """Attacks without training, as records.
 
 Losses go to metrics.jsonl: the fields of ``sgtm.records.RECORD`` and ``model`` (start, or against), ``attack`` (none,
-quantize, prune, few-shot) and ``setting``. Probes go to probes.jsonl: model, layer, other (the category that the domain
-is told from), accuracy, auc, low, high.
+quantize, prune, few-shot, elicit) and ``setting``; step and tokens are what it took to find a prompt, else 0. Probes go
+to probes.jsonl: model, layer, other (the category that the domain is told from), accuracy, auc, low, high.
 """
 
 import json
@@ -22,16 +22,17 @@ from sgtm.config import AttackConfig, Category, ConfigError, Stream
 from sgtm.data.mixture import PreparedData, Rows
 from sgtm.environment import tune_malloc
 from sgtm.evaluate.compress import pruned, quantized
+from sgtm.evaluate.elicit import Prompt, Prompted, best_prompt, cut, soft_prompt, split
 from sgtm.evaluate.few_shot import few_shot_losses
 from sgtm.evaluate.loss import Loss, evaluate_loss
 from sgtm.evaluate.probes import States, mean_states, probe_layers
-from sgtm.records import METRICS, PROBES
+from sgtm.records import ATTACK, METRICS, PROBES
 from sgtm.train.opening import open_model
 from sgtm.train.start import check_fits, data_for, domain_of, on_device, start_model, test_rows, words
 
 Record = dict[str, Any]
-ATTACK = "attack.yaml"
 _QUANTISERS = {"int8": (8, False), "int8 dynamic": (8, True), "int4": (4, False), "int4 dynamic": (4, True)}
+NO_PROMPT = "no prompt"
 UNTRAINED, SHUFFLED = "untrained", "shuffled labels"
 _SHUFFLES = 10
 
@@ -62,7 +63,7 @@ def attack(start: Path, config: AttackConfig, out: Path, report: Callable[[str],
         raise ConfigError(f"{out} exists already; remove it or choose another --out")
     setting = _setting(start, config)
     losses = [*_unattacked(setting)]
-    for kind, measure in (("quantize", _quantize), ("prune", _prune), ("few-shot", _few_shot)):
+    for kind, measure in _MEASURES.items():
         if kind in config.kind:
             report(kind)
             losses += measure(setting)
@@ -139,6 +140,39 @@ def _few_shot(s: Setting) -> Iterator[Record]:
             losses = few_shot_losses(found, s.test[s.domain], shots, c.shots, end, c.seed, c.evaluate.batch_size)
             for count, loss in losses.items():
                 yield _record(model, "few-shot", f"{count} of {category}", s.domain, loss)
+
+
+def _elicit(s: Setting) -> Iterator[Record]:
+    for name, model in s.models.items():
+        yield from _behind(s, name, NO_PROMPT, None)
+        prompts = {}
+        for category in ("retain", s.domain):  # retain text is the control: what any prompt is good for
+            texts, choosing = _prompt_rows(s, category)
+            prompts[category] = best_prompt(model, texts, choosing, s.config.elicit, s.config.seed)
+            yield from _behind(s, name, f"best of {s.config.elicit.prompts} from {category}", prompts[category])
+        soft = soft_prompt(model, prompts[s.domain], texts, choosing, s.config.elicit, s.config.seed)
+        yield from _behind(s, name, f"soft, {s.config.elicit.length} vectors", soft)
+
+
+def _prompt_rows(s: Setting, category: Category) -> tuple[Rows, Rows]:
+    """Rows of a category that prompts are made of; rows of the domain that they are chosen by."""
+    texts, choosing = split(s.data.train.of(s.domain), s.config.elicit, s.config.seed)
+    return (texts if category == s.domain else s.data.train.of(category)), choosing
+
+
+def _behind(s: Setting, name: str, setting: str, prompt: Prompt | None) -> Iterator[Record]:
+    """Losses behind a prompt, on the rows' parts that it leaves room for; without one, on the same parts."""
+    model: Any = s.models[name] if prompt is None else Prompted(s.models[name], prompt.vectors)
+    cost = (0, 0) if prompt is None else (prompt.steps, prompt.tokens)
+    for category, rows in s.test.items():
+        loss = evaluate_loss(model, cut(rows, s.models[name], s.config.elicit), batch_size=s.config.evaluate.batch_size)
+        record = _record(name, "elicit", setting, category, loss)
+        # Forward, and back to the prompt alone: no gradient of weights.
+        flops = 4 * s.models[name].num_parameters() * cost[1] if cost[0] else 0
+        yield record | {"step": cost[0], "tokens": cost[1], "flops": flops}
+
+
+_MEASURES = {"quantize": _quantize, "prune": _prune, "few-shot": _few_shot, "elicit": _elicit}
 
 
 def _probes(s: Setting) -> Iterator[Record]:

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sgtm.config import Category
 from sgtm.evaluate.loss import Loss, Variant
-from sgtm.records import METRICS, read_records
+from sgtm.records import METRICS, THROUGHPUT, read_records, write_records
 
 Evaluation = Callable[[int], dict[tuple[Category, Variant], Loss]]
 
@@ -19,7 +19,8 @@ class Recorder(TrainerCallback):
     """Writes training losses as Trainer logs them, and evaluates every ``every`` steps and at the end.
 
     A record has: step, tokens (trained on so far, each predicted token once), flops (6 x parameters x tokens), split,
-    category, variant, loss (nats per token), num_tokens (that the loss is a mean over).
+    category, variant, loss (nats per token), num_tokens (that the loss is a mean over). ``throughput.jsonl`` has, by
+    step, the tokens trained on since the record before, and their seconds without evaluations.
 
     Args:
         evaluate: given the step, the losses of the test split.
@@ -35,11 +36,11 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A resumed run repeats the steps since its checkpoint: forget what was written of them."""
-        self.started, self.first_step = time.monotonic(), state.global_step
-        self.tokens_at_log = state.num_input_tokens_seen
-        kept = [r for r in read_records(self.path) if r["step"] <= state.global_step] if state.global_step else []
+        self.logged_at, self.tokens_at_log = time.monotonic(), state.num_input_tokens_seen
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            for path in (self.path, self.path.with_name(THROUGHPUT)):
+                found = read_records(path) if state.global_step else []
+                write_records(path, (r for r in found if r["step"] <= state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
@@ -48,17 +49,19 @@ class Recorder(TrainerCallback):
         tokens, self.tokens_at_log = state.num_input_tokens_seen - self.tokens_at_log, state.num_input_tokens_seen
         extra = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
         self._write(state, "train", "all", "intact", Loss(logs["loss"], tokens), **extra)
+        now = time.monotonic()
+        seconds, self.logged_at = now - self.logged_at, now
+        self._append(state, THROUGHPUT, {"step": state.global_step, "tokens": tokens, "seconds": round(seconds, 3)})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
-            self.evaluated_at = state.global_step
+            self.evaluated_at, start = state.global_step, time.monotonic()
             for (category, variant), loss in self.evaluate(state.global_step).items():
                 self._write(state, "test", category, variant, loss)
+            self.logged_at += time.monotonic() - start
 
     def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:
-        if not state.is_world_process_zero:
-            return
         tokens = state.num_input_tokens_seen
         record = {
             "step": state.global_step,
@@ -71,5 +74,9 @@ class Recorder(TrainerCallback):
             "num_tokens": loss.num_tokens,
             **extra,
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(state, METRICS, record)
+
+    def _append(self, state: TrainerState, name: str, record: dict[str, Any]) -> None:
+        if state.is_world_process_zero:
+            with self.path.with_name(name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")

@@ -80,21 +80,23 @@ def relearn(start: Path, config: RelearnConfig, out: Path, report: Callable[[str
     Raises:
         ConfigError: anything wrong with model, data, settings or folder, before a step is taken.
     """
-    finished = _open_folder(start, config, out)
+    finished = finished_curves(start, config, out)
+    missing = [rate for rate in config.learning_rates if rate not in finished]
+    if not missing:
+        return json.loads((out / SUMMARY).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     tune_malloc()
     setting = setting_of(start, config)
     if setting.matched is not None:
         m = setting.matched
         report(f"matched: step {m.step} ({m.path}), retain loss {m.loss:.4f} for {m.wanted:.4f}")
-    missing = [rate for rate in config.learning_rates if rate not in finished]
     for number, rate in enumerate(missing):
         model = start_of(setting)
         if not number:
             _start_folder(start, config, out, set(finished))
         finished[rate] = Curve(model, rate, setting, out / METRICS, report).run()
-        _write_summary(setting, finished, out)
+        summary = _write_summary(setting, finished, out)
         report(f"learning rate {rate:g}: {finished[rate] if setting.target is not None else 'no target'}")
-    return _write_summary(setting, finished, out)
+    return summary
 
 
 def start_of(setting: Setting) -> PreTrainedModel:
@@ -308,7 +310,7 @@ def _settings(start: Path, config: RelearnConfig) -> dict[str, Any]:
     return {"start": str(start), **asdict(config)}
 
 
-def _open_folder(start: Path, config: RelearnConfig, out: Path) -> dict[float, Outcome]:
+def finished_curves(start: Path, config: RelearnConfig, out: Path) -> dict[float, Outcome]:
     """Learning rate -> outcome of the curves that are finished there.
 
     Raises:

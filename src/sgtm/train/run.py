@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ from sgtm.data.mixture import PreparedData, Rows, Use, by_topic, count_modes, st
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
+from sgtm.evaluate.generate import continuations
 from sgtm.evaluate.loss import Loss, Variant, ablation_matrix, evaluate_categories, of_categories
 from sgtm.model.attach import export_module
 from sgtm.model.build import build_model, mask
@@ -33,7 +34,9 @@ from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
+from sgtm.records import PARTITION
 from sgtm.train import gram
+from sgtm.train.account import write_generations, write_matrix, write_partition
 from sgtm.train.checkpoints import Keeper, Stopper, last_sound, told_how_to_go_on
 from sgtm.train.optimizer import muon
 from sgtm.train.preflight import preflight
@@ -106,7 +109,8 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     """Train, evaluate and save one model.
 
     Args:
-        folder: the run's folder: config.yaml, run.json, metrics.jsonl, checkpoints/ and, at the end, model/.
+        folder: the run's folder: config.yaml, run.json, partition.json, metrics.jsonl, throughput.jsonl, checkpoints/
+            and, at the end, model/ and generations.jsonl.
         resume: go on from the last checkpoint in ``folder``.
 
     Raises:
@@ -146,6 +150,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     model.config.use_cache = use_cache  # Trainer turns it off
     if trainer.is_world_process_zero():
         save_model(model, data.tokenizer, folder / "model")
+        _leave_generations(trainer, folder, evaluation)
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
 
@@ -163,6 +168,17 @@ def _run(trainer: SGTMTrainer, folder: Path, checkpoint: str | None) -> None:
     if stopper.stopped_at is not None and stopper.asked is not None:
         name = signal.Signals(stopper.asked).name
         raise StoppedError(f"stopped by {name} at step {stopper.stopped_at}, with a checkpoint; {go_on}", stopper.asked)
+
+
+def _leave_generations(trainer: SGTMTrainer, folder: Path, evaluation: "Evaluation") -> None:
+    """Let the finished model speak; the run is whole without it, so nothing that goes wrong here ends it."""
+    number = evaluation.config.evaluate.generations
+    if not number or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # one process has no whole model then
+        return
+    try:
+        write_generations(folder, evaluation.continuations(number))
+    except Exception as error:
+        print(f"no generations: {error}; `sgtm evaluate {folder} --generations {number}` makes them")
 
 
 def new_model(config: RunConfig, data: PreparedData | None) -> tuple[PreTrainedModel, SGTM | None]:
@@ -212,12 +228,13 @@ def _load_on_device(folder: Path) -> tuple[RunConfig, PreTrainedModel, SGTM | No
 
 
 def evaluate_run(
-    folder: Path, rows: int | None, batch_size: int, without: Sequence[str] = ()
+    folder: Path, rows: int | None, batch_size: int, without: Sequence[str] = (), generations: int = 0
 ) -> dict[tuple[Category, Variant], Loss]:
     """Evaluate a finished run anew, calibration included.
 
     Args:
         without: the domains that the ablated and the calibrated model are without; all by default.
+        generations: test texts of each category whose beginnings are continued, for generations.jsonl.
 
     Raises:
         ConfigError: no finished run, or an unknown domain.
@@ -226,19 +243,27 @@ def evaluate_run(
     if without:
         _check_domains(folder, sgtm, without)
     config = replace(config, evaluate=replace(config.evaluate, rows=rows, batch_size=batch_size))
-    return Evaluation(config, model, sgtm, data_of(config), without)(config.train.steps)
+    evaluation = Evaluation(config, model, sgtm, data_of(config), without)
+    losses = evaluation(config.train.steps)
+    if not (folder / PARTITION).exists():  # a run of an earlier version
+        write_partition(folder, sgtm)
+    if generations:
+        write_generations(folder, evaluation.continuations(generations))
+    return losses
 
 
 def ablation_matrix_of_run(
     folder: Path, rows: int | None, batch_size: int
 ) -> dict[tuple[str, ...], dict[Category, Loss]]:
-    """The ablation matrix of a finished run on its test split."""
+    """The ablation matrix of a finished run on its test split; written to its matrix.jsonl as well."""
     config, model, sgtm = _load_on_device(folder)
     sgtm = _check_domains(folder, sgtm, ())
     config = replace(config, evaluate=replace(config.evaluate, rows=rows))
     test = evaluation_rows(config, data_of(config))
     with _autocast(config, model):
-        return ablation_matrix(sgtm, test, batch_size)
+        matrix = ablation_matrix(sgtm, test, batch_size)
+    write_matrix(folder, matrix)
+    return matrix
 
 
 def export_run(folder: Path, out: Path, without: Sequence[str] = (), verify: bool = False) -> Export:
@@ -307,9 +332,8 @@ class Evaluation:
         without: Sequence[str] = (),
     ) -> None:
         self.config, self.model, self.sgtm, self.without = config, model, sgtm, without
-        self.test = evaluation_rows(config, data)
+        self.data, self.test = data, evaluation_rows(config, data)
         self.groups = by_topic(self.test, config.evaluate.topics) if config.evaluate.topics else self.test
-        self.for_removed = data.for_removed
         train = {c: data.train.of(c, config.calibrate.rows, config.seed) for c in data.train.present}
         self.train = {c: data.for_removed(found) for c, found in train.items()}
         self.bias: Tensor | None = None
@@ -323,10 +347,16 @@ class Evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
             losses = evaluate_categories(
-                self.model, self.groups, self.sgtm, self.bias, size, self.without, self.for_removed
+                self.model, self.groups, self.sgtm, self.bias, size, self.without, self.data.for_removed
             )
         self.losses = losses if self.groups is self.test else of_categories(losses) | losses
         return self.losses
+
+    def continuations(self, number: int) -> Iterator[dict[str, str]]:
+        """Beginnings of ``number`` test texts of each category, continued before and after removal."""
+        asked = GOOD if self.data.control else ""
+        with _autocast(self.config, self.model):
+            yield from continuations(self.model, self.data.tokenizer, self.test, self.sgtm, self.bias, number, asked)
 
 
 def evaluation_rows(config: RunConfig, data: PreparedData) -> dict[Category, Rows]:
@@ -509,6 +539,7 @@ def _start_folder(
         "started": time.strftime("%FT%TZ", time.gmtime()),
     }
     write(folder / "run.json", json.dumps(about, indent=1))
+    write_partition(folder, sgtm)
 
 
 def _id_of(folder: Path) -> str:

@@ -10,7 +10,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, TrainingArguments
 from sgtm.config import LabelConfig, PrepareConfig
 from sgtm.data.mixture import training_rows
 from sgtm.data.texts import texts
-from sgtm.data.tokenize import prepare
+from sgtm.data.tokenize import Document, prepare
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
 from sgtm.train.trainer import SGTMTrainer
@@ -96,3 +96,17 @@ def finished_run(prepared, tmp_path_factory):
     config = config_of(prepared, **{f"train__{key}": value for key, value in changes.items()}, evaluate__rows=20)
     train(config, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def with_adjacent(tmp_path_factory, sentences):
+    """Rows of three categories."""
+
+    def documents():
+        for i, (english, spanish) in enumerate(sentences):
+            yield Document(str(i), "retain", english)
+            yield Document(str(i), "forget", spanish)
+            yield Document(str(i), "adjacent", f"{spanish} {english}")
+
+    out = tmp_path_factory.mktemp("adjacent") / "data"
+    return prepare(documents, PrepareConfig(out, "train:300", 16, pack=True, test_fraction=0.1), {"source": "test"})

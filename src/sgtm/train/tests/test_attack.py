@@ -10,6 +10,7 @@ from sgtm.train.start import start_model
 from sgtm.train.tests.conftest import tiny_model
 
 ROWS = ["--evaluate.rows", "12", "--examples", "20", "--resamples", "20", "--shots", "0", "1"]
+ROWS += ["--elicit.prompts", "4", "--elicit.rows", "8", "--elicit.steps", "3", "--elicit.batch-size", "8"]
 
 
 def refusal(*words) -> str:
@@ -35,6 +36,10 @@ def test_losses_are_records_of_every_setting(attacked):
     assert {s for a, s in settings if a == "quantize"} == {"int8", "int8 dynamic", "int4", "int4 dynamic"}
     assert ("prune", "50 % (global)") in settings
     assert ("few-shot", "1 of retain") in settings
+    prompts = ["no prompt", "best of 4 from retain", "best of 4 from forget", "soft, 8 vectors"]
+    assert [s for a, s in dict.fromkeys((r["attack"], r["setting"]) for r in losses) if a == "elicit"] == prompts
+    cost = {r["setting"]: (r["step"], r["tokens"] > 0, r["flops"] > 0) for r in losses if r["attack"] == "elicit"}
+    assert [cost[name] for name in prompts] == [(0, False, False), (0, True, False), (0, True, False), (6, True, True)]
     assert {(r["model"], r["category"]) for r in losses} == {
         (m, c) for m in ("start", "against") for c in ("forget", "retain")
     }
@@ -83,6 +88,7 @@ def test_one_kind_alone_and_its_options(finished_run, tmp_path, capsys):
         (["--sparsities", "1"], "from 0 to less than 1"),
         (["--shots", "-1"], "give numbers of rows"),
         (["--kind", "few-shot", "--shots", "9"], "in a context of 16; use fewer --shots"),
+        (["--kind", "elicit", "--elicit.length", "15"], "use a shorter prompt"),
         (["--against", "nowhere"], "nowhere holds no model"),
         (["--without", "forgot"], "did you mean 'forget'"),
         (["--examples", "0"], "must be at least 1"),

@@ -14,9 +14,8 @@ import torch
 import yaml
 
 from sgtm.cli import main
-from sgtm.config import ConfigError, DataConfig, EvaluateConfig, PrepareConfig, RelearnConfig
+from sgtm.config import ConfigError, DataConfig, EvaluateConfig, RelearnConfig
 from sgtm.data.mixture import PreparedData
-from sgtm.data.tokenize import Document, prepare
 from sgtm.records import RECORD, read_records
 from sgtm.train.relearn import parts_of, relearn, rows_of_steps, setting_of, start_of, with_lora
 from sgtm.train.tests.conftest import tiny_model
@@ -41,20 +40,6 @@ def refusal(*words) -> str:
     with pytest.raises(SystemExit) as refused:
         main(["relearn", *map(str, words)])
     return str(refused.value)
-
-
-@pytest.fixture(scope="session")
-def with_adjacent(tmp_path_factory, sentences):
-    """Rows of three categories."""
-
-    def documents():
-        for i, (english, spanish) in enumerate(sentences):
-            yield Document(str(i), "retain", english)
-            yield Document(str(i), "forget", spanish)
-            yield Document(str(i), "adjacent", f"{spanish} {english}")
-
-    out = tmp_path_factory.mktemp("adjacent") / "data"
-    return prepare(documents, PrepareConfig(out, "train:300", 16, pack=True, test_fraction=0.1), {"source": "test"})
 
 
 def test_every_row_once_in_each_pass_and_at_least_the_tokens_of_a_step():
