@@ -136,8 +136,8 @@ def best_prompt(model: PreTrainedModel, texts: Rows, choosing: Rows, config: Eli
         loss = evaluate_loss(Prompted(model, vectors), choosing)  # type: ignore[arg-type]
         found.append((loss.mean, vectors))
         scored = loss.num_tokens
-    loss, vectors = min(found, key=lambda pair: pair[0])
-    return Prompt(vectors, loss, 0, config.prompts * config.length + scored)
+    best, vectors = min(found, key=lambda pair: pair[0])
+    return Prompt(vectors, best, 0, config.prompts * config.length + scored)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The partition drawn over layers: every layer's heads and neurons to scale, and whose they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -11,6 +11,9 @@ from sgtm.plot.page import Html, details, new_id, table, tag
 _WIDTH, _LABEL, _GAP, _NUMBER = 440, 98, 12, 50
 _ROW, _BAR, _TOP = 22, 14, 24
 _HEADS = 0.4  # of the width that units have
+_SHAPES = {"retain": "mark faint", "joint": "soft"}
+_FEW = 32  # heads
+_THINNEST = 0.75  # a block can be seen however few its units are
 _MANY = 24  # layers: rows are lower then
 _WORDS = {"embeddings": "embeddings", "norms": "norms", "final_norm": "final norm", "head": "head", "other": "other"}
 
@@ -79,33 +82,48 @@ def _columns() -> tuple[tuple[float, float], tuple[float, float]]:
 
 def _layer(layer: Mapping[str, Any], domains: Mapping[str, Any], colors: Mapping[str, str], top: float) -> list[Html]:
     pieces = [_name(f"layer {layer['layer']}", top), _number(sum(layer["parameters"].values()), top)]
-    for (left, width), kind in zip(_columns(), ("heads", "neurons"), strict=True):
-        total = layer.get(kind, 0)
-        if not total:
-            continue
-        forget = {name: units[kind] * layer["has_forget_units"] for name, units in domains.items()}
-        retain, x = total - sum(forget.values()), left
-        for owner, number in {"retain": retain, **forget}.items():
-            size = width * number / total
-            pieces += _block(layer["layer"], owner, kind, number, total, (x, size), top, colors.get(owner, PALETTE[0]))
-            x += size
-        if kind == "heads" and total <= 32:
-            cuts = (left + width * i / total for i in range(1, total))
-            pieces += [tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=top, y2=top + _BAR, class_="cut") for x in cuts]
+    for place, kind in zip(_columns(), ("heads", "neurons"), strict=True):
+        if layer.get(kind):
+            pieces += _units(layer, kind, _owned(layer, kind, domains), colors, place, top)
     return pieces
 
 
-def _block(
-    layer: int, owner: str, kind: str, number: int, total: int, place: tuple[float, float], top: float, color: str
-) -> list[Html]:
-    if not number:
-        return []
-    title = tag("title", f"layer {layer}, {owner}: {number:,} of {total:,} {kind}")
-    shape = "mark" if owner != "retain" else "mark faint"
-    block = tag(
-        "rect", title, x=f"{place[0]:.2f}", y=top, width=f"{max(place[1], 0.75):.2f}", height=_BAR, class_=shape
-    )
-    return [tag("g", block, class_=color_class(color))]
+def _units(
+    layer: Mapping[str, Any],
+    kind: str,
+    owned: Mapping[str, int],
+    colors: Mapping[str, str],
+    place: tuple[float, float],
+    top: float,
+) -> Iterator[Html]:
+    """A block for each owner, to scale; heads are told apart where they are few."""
+    left, width = place
+    total, x = layer[kind], left
+    for owner, number in owned.items():
+        about = tag("title", f"layer {layer['layer']}, {owner}: {number:,} of {total:,} {kind}")
+        size = width * number / total
+        yield _block(about, (x, size), top, colors.get(owner, PALETTE[0]), _SHAPES.get(owner, "mark"))
+        x += size
+    if kind == "heads" and total <= _FEW:
+        for cut in (left + width * i / total for i in range(1, total)):
+            yield tag("line", x1=f"{cut:.1f}", x2=f"{cut:.1f}", y1=top, y2=top + _BAR, class_="cut")
+
+
+def _owned(layer: Mapping[str, Any], kind: str, domains: Mapping[str, Any]) -> dict[str, int]:
+    """Units of each owner, in their order; those of a layer without forget units are joint."""
+    total: int = layer[kind]
+    if not layer["has_forget_units"]:
+        return {"joint": total}
+    forget = {name: units[kind] for name, units in domains.items()}
+    owned = {"retain": total - sum(forget.values()), **forget}
+    return {owner: number for owner, number in owned.items() if number}
+
+
+def _block(about: Html, place: tuple[float, float], top: float, color: str, shape: str) -> Html:
+    left, width = place
+    size = f"{max(width, _THINNEST):.2f}"
+    block = tag("rect", about, x=f"{left:.2f}", y=top, width=size, height=_BAR, class_=shape)
+    return tag("g", block, class_=color_class(color))
 
 
 def _joint(group: Mapping[str, Any], top: float) -> list[Html]:

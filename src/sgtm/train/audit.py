@@ -140,8 +140,9 @@ def plan_of(models: Models, config: AuditConfig, out: Path) -> Plan:
     """
     opened = _first_run(models)
     data = data_for(opened, config.data)
-    given = bool(config.data.path or config.data.parts) or opened.config is None
-    config = replace(config, domain=domain_of(data, config.domain), data=config.data if given else opened.config.data)
+    given = bool(config.data.path or config.data.parts)
+    known = opened.config.data if opened.config is not None and not given else config.data
+    config = replace(config, domain=domain_of(data, config.domain), data=known)
     _check_needs(config)
     units = {model: _have_units(runs.values(), data) for model, runs in models.items()}
     skipped = _skipped(config, units, len(data.train.of("adjacent")) > 0)
@@ -171,7 +172,7 @@ def _have_units(paths: Iterable[Path], data: PreparedData) -> bool:
 
 def _skipped(config: AuditConfig, units: Mapping[str, bool], adjacent: bool) -> dict[tuple[str, str], str]:
     """(attack, model) -> why it is not attacked so."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for model, has_units in units.items():
         for name in AuditConfig().attacks:
             if name not in config.attacks:

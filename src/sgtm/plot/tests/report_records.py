@@ -52,7 +52,7 @@ def write_full_run(root: Path, text: str = "una historia", **settings) -> Path:
         "id": "abc",
         "rows": {"biology as biology": 270, "biology as unlabeled": 30, "retain as retain": 75, text + " as retain": 1},
         "modes": {"default": 255, "retain": 75, "biology": 270},
-        "parameters": {"retain": 3000, "biology": 400, "cyber": 200, "joint": 1400},
+        "parameters": PARTITION["parameters"],
         "environment": {"python": "3.11.7", "platform": text, "cores": 2},
         "started": "2026-01-02T03:04:05Z",
     }
@@ -91,16 +91,23 @@ PARTITION = {
             "heads": 8,
             "neurons": 64,
             "has_forget_units": i != 2,
-            "parameters": {"retain": 1000, "biology": 200 * (i != 2), "cyber": 100 * (i != 2), "joint": 50},
+            "parameters": owners,
         }
-        for i in range(3)
+        for i, owners in enumerate(
+            (
+                {"retain": 1500, "biology": 200, "cyber": 100, "joint": 50},
+                {"retain": 1500, "biology": 200, "cyber": 100, "joint": 50},
+                {"retain": 0, "biology": 0, "cyber": 0, "joint": 1850},
+            )
+        )
     ],
     "joint": [
         {"group": "embeddings", "parameters": 1230, "masked": 1230},
+        {"group": "other", "parameters": 1800, "masked": 0},
         {"group": "norms", "parameters": 150, "masked": 75},
         {"group": "final_norm", "parameters": 20, "masked": 0},
     ],
-    "parameters": {"retain": 3000, "biology": 400, "cyber": 200, "joint": 1400},
+    "parameters": {"retain": 3000, "biology": 400, "cyber": 200, "joint": 3200},
     "strategy": {"activations": "keep", "frozen": ["attn.in", "mlp.out"]},
 }
 

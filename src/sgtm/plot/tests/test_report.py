@@ -170,8 +170,9 @@ def test_units_are_drawn_to_scale():
     neurons = {owner: widths[f"layer 0, {owner}: {n} of 64 neurons"] for owner, n in (("biology", 8), ("cyber", 4))}
     assert neurons["biology"] == pytest.approx(2 * neurons["cyber"], rel=0.01)
     assert widths["layer 0, retain: 52 of 64 neurons"] == pytest.approx(13 * neurons["cyber"], rel=0.01)
-    assert "layer 2, retain: 64 of 64 neurons" in widths
+    assert "layer 2, joint: 64 of 64 neurons" in widths  # a layer without forget units is nobody's
     assert "layer 2, biology" not in figure
+    assert "layer 2, retain" not in figure
 
 
 def test_a_sweep_has_means_and_intervals_over_seeds(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import TrainerState
 
 from sgtm.data.conditional import GOOD
 from sgtm.data.tokenize import END_OF_TEXT
@@ -10,6 +11,7 @@ from sgtm.evaluate.generate import continuations, continue_text
 from sgtm.evaluate.loss import Loss
 from sgtm.records import GENERATIONS, MATRIX, PARTITION, THROUGHPUT, read_records
 from sgtm.train.account import write_matrix
+from sgtm.train.recorder import Recorder
 from sgtm.train.run import ablation_matrix_of_run, evaluate_run, train
 from sgtm.train.tests.test_run import config_of
 
@@ -103,20 +105,27 @@ def test_times_are_of_every_step_once(run):
     assert all(r["seconds"] > 0 for r in found)
 
 
-def test_evaluations_do_not_count_as_training(prepared, tmp_path, monkeypatch):
-    import time
+def test_evaluations_do_not_count_as_training(tmp_path, monkeypatch):
+    """By a clock of our own: a step takes 2 s, an evaluation 100."""
+    now = [0.0]
+    monkeypatch.setattr("sgtm.train.recorder.time.monotonic", lambda: now[0])
 
-    from sgtm.train.run import Evaluation
+    def evaluate(step):
+        now[0] += 100
+        return {("retain", "intact"): Loss(1.0, 3)}
 
-    real = Evaluation.__call__
-
-    def slow(self, step):
-        time.sleep(1.0)
-        return real(self, step)
-
-    monkeypatch.setattr(Evaluation, "__call__", slow)
-    train(config_of(prepared, evaluate__every=2, evaluate__rows=4), tmp_path / "run")
-    assert max(r["seconds"] for r in read_records(tmp_path / "run" / THROUGHPUT)[1:]) < 1.0
+    recorder, state = Recorder(tmp_path, evaluate, 2, 6), TrainerState(max_steps=4, is_world_process_zero=True)
+    recorder.on_train_begin(None, state, None)
+    for step in (1, 2, 3, 4):
+        now[0] += 2
+        state.global_step, state.num_input_tokens_seen = step, 10 * step
+        recorder.on_step_end(None, state, None)
+        if step in (2, 4):
+            recorder.on_log(None, state, None, logs={"loss": 5.0})
+    assert read_records(tmp_path / THROUGHPUT) == [{"step": s, "tokens": 20, "seconds": 4.0} for s in (2, 4)]
+    state.global_step = 2  # a resumed run forgets what it repeats
+    recorder.on_train_begin(None, state, None)
+    assert [r["step"] for r in read_records(tmp_path / THROUGHPUT)] == [2]
 
 
 def test_an_earlier_run_gets_what_it_lacks(run):
