@@ -1,8 +1,8 @@
 """Questions about held-out passages, with answers to choose from by log-probability.
 
 ``cloze``: how a passage goes on; the other answers are how others of its category do. ``swapped``: a passage, or the
-same with two neighbouring words exchanged. ``replaced``: a passage, or the same with one word replaced by another of its
-frequency. ``fact``: the word that comes next, a word of the category's own, or others of its frequency.
+same with two neighbouring words exchanged. ``replaced``: a passage, or the same with one word replaced by another of
+its frequency. ``fact``: the word that comes next, a word of the category's own, or others of its frequency.
 
 Frequency is told in classes: words that are half as, or twice as frequent are in the next class (Zipf's law makes
 such classes about equally heavy). So the answers cannot be told apart by how common they are.
@@ -24,7 +24,8 @@ _ENDING = 8  # words of a continuation, at most; at most half of the passage
 _BEFORE = 3  # words that stand before what is asked for, at least
 _MIN_COUNT = 8  # occurrences in training of a word that is asked for or offered
 _OWN = 4.0  # times as frequent in its category as elsewhere: a word of the category's own
-_FUNCTION_WORDS = 1e-3  # of a category's words: more frequent ones say nothing about what it is about
+_FUNCTION_WORDS = 1e-3  # of a category's words: more frequent ones say nothing of what it is about (rank 100 or so);
+_FEW_WORDS = 4.0  # but where the language has few words, times the share that each had if all had the same
 _CORE = re.compile(r"[^\W\d_]+")
 
 
@@ -66,10 +67,11 @@ def own_words(words: Mapping[Category, Counter[str]], category: Category) -> dic
     own = words[category]
     others = [counts for name, counts in words.items() if name != category]
     size, size_elsewhere = own.total(), sum(c.total() for c in others)
+    most = max(_FUNCTION_WORDS, _FEW_WORDS / max(1, len(own))) * size
     found = {}
     for word, count in own.items():
         elsewhere = sum(c[word] for c in others) / max(1, size_elsewhere)
-        if count <= _FUNCTION_WORDS * size and count >= _OWN * elsewhere * size:
+        if count <= most and count >= _OWN * elsewhere * size:
             found[word] = count
     return found
 

@@ -97,7 +97,10 @@ def _counts(kind: Kind, category: Category, found: list[Question]) -> dict[str, 
 
 
 def _task(task: str, kind: Kind, tag: str) -> dict[str, Any]:
-    """What lm-evaluation-harness is told. Endings differ in length, so their log-probabilities are taken a character."""
+    """What lm-evaluation-harness is told.
+
+    Endings differ in length and in how common they are, so by mutual information: log p(ending | context) / p(ending).
+    """
     metric = "acc_mutual_info" if kind == "cloze" else "acc"
     return {
         "task": task,

@@ -33,11 +33,9 @@ class Tasks:
     """Tasks that are ready to be put to a model.
 
     Args:
-        asked: the names that were asked for, those of a folder's tasks in place of the folder's.
         tasks, groups: by name.
     """
 
-    asked: tuple[str, ...]
     tasks: dict[str, Any]
     groups: dict[str, Group]
 
@@ -46,21 +44,18 @@ def load_tasks(names: Sequence[str], shots: int | None = None) -> Tasks:
     """Load tasks, with their data.
 
     Args:
-        names: folders of tasks, files of single ones (paths in them count from their folder), or the names of tasks,
-            groups and tags that the harness has, or one of these folders.
+        names: folders of tasks, files of a task or a group in one (paths in them count from their folder), or the
+            names of tasks, groups and tags that the harness comes with.
         shots: examples before each question, where a task leaves their number open.
 
     Raises:
         ConfigError: no such task; its data cannot be had; or two tasks have one name.
     """
-    folders = [Path(name) for name in names if Path(name).is_dir()]
-    found = Tasks((), {}, {})
+    found = Tasks({}, {})
     with quiet():
-        for folder in folders:
-            found = _joined(found, _load_folder(folder))
         for name in names:
-            if Path(name) not in folders:
-                found = _joined(found, _load_file(Path(name)) if Path(name).is_file() else _load_shipped(name))
+            load = _load_folder if Path(name).is_dir() else _load_file if Path(name).is_file() else _load_shipped
+            found = _joined(found, load(name))
         for task in found.tasks.values():
             if task.get_config("num_fewshot") is None or (shots is not None and task.get_config("num_fewshot") != 0):
                 task.set_config("num_fewshot", shots or 0)
@@ -71,21 +66,25 @@ def load_tasks(names: Sequence[str], shots: int | None = None) -> Tasks:
 def _joined(one: Tasks, other: Tasks) -> Tasks:
     if twice := one.tasks.keys() & other.tasks.keys():
         raise ConfigError(f"two tasks are called {min(twice)!r}; leave one of them out, or rename it")
-    return Tasks(one.asked + other.asked, one.tasks | other.tasks, one.groups | other.groups)
+    return Tasks(one.tasks | other.tasks, one.groups | other.groups)
 
 
-def _load_folder(folder: Path) -> Tasks:
-    manager = TaskManager(include_path=folder.resolve(), include_defaults=False)
+def _load_folder(name: str) -> Tasks:
+    manager = TaskManager(include_path=Path(name).resolve(), include_defaults=False)
     if not manager.all_subtasks:
-        raise ConfigError(f"{folder} holds no task (a yaml file with `task:`); write some with `sgtm data tasks`")
-    with contextlib.chdir(folder):
-        return _load(manager, manager.all_subtasks, str(folder))
+        raise ConfigError(f"{name} holds no task (a yaml file with `task:`); write some with `sgtm data tasks`")
+    with contextlib.chdir(name):
+        return _load(manager, manager.all_subtasks, name)
 
 
-def _load_file(file: Path) -> Tasks:
-    manager = TaskManager(include_defaults=False)
+def _load_file(name: str) -> Tasks:
+    file = Path(name).resolve()
+    manager = TaskManager(include_path=file.parent, include_defaults=False)
+    told = [task for task, entry in manager.task_index.items() if entry.yaml_path and entry.yaml_path.samefile(file)]
+    if not told:
+        raise ConfigError(f"{name} describes no task; give a yaml file with `task:`, or the folder of one")
     with contextlib.chdir(file.parent):
-        return _load(manager, [file.name], str(file))
+        return _load(manager, told, name)
 
 
 def _load_shipped(name: str) -> Tasks:
@@ -107,8 +106,7 @@ def _load(manager: TaskManager, names: list[str], where: str) -> Tasks:
             "once where it can be reached (and logged in, if the data asks for it), then with HF_HOME where they left "
             "it; a folder of tasks needs no network"
         ) from error
-    asked = names if set(names) <= loaded["tasks"].keys() | loaded["groups"].keys() else loaded["tasks"]
-    return Tasks(tuple(asked), loaded["tasks"], loaded["groups"])
+    return Tasks(loaded["tasks"], loaded["groups"])
 
 
 class Scorer(HFLM):  # type: ignore[misc]
@@ -153,7 +151,7 @@ class Scorer(HFLM):  # type: ignore[misc]
 
 
 def answers(scorer: Scorer, tasks: Tasks, limit: int | None = None) -> dict[Metric, Answers]:
-    """Ask all questions, or ``limit`` of each task; by task and metric, then by group and metric."""
+    """Ask all questions, or ``limit`` of each task; by group or task, and metric."""
     with quiet():
         said = evaluate(
             scorer, {"tasks": tasks.tasks, "groups": tasks.groups, "group_map": {}}, limit=limit, bootstrap_iters=0
@@ -163,7 +161,7 @@ def answers(scorer: Scorer, tasks: Tasks, limit: int | None = None) -> dict[Metr
         for name, task in tasks.tasks.items()
         for metric, of_metric in _answers_of_task(task, said["samples"][name])
     }
-    return found | dict(_answers_of_groups(tasks.groups.values(), found))
+    return dict(_answers_of_groups(tasks.groups.values(), found)) | found
 
 
 def _answers_of_task(task: Any, samples: list[dict[str, Any]]) -> Iterator[tuple[str, Answers]]:

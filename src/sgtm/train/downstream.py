@@ -1,8 +1,8 @@
 """Downstream tasks put to any model: as it is, ablated, or without some of its domains.
 
-Records have: model, task, metric, variant (intact, ablated), without (domains), score, low, high (95 %), interval (wilson,
-bootstrap), chance, questions, documents, shots; and, after the first variant, change, change_low, change_high: against
-the first one, on the same questions.
+Records have: model, task, metric, variant (intact, ablated), without (domains), score, low, high (95 %), interval
+(wilson, bootstrap), chance, questions, documents, shots; and, after the first variant, change, change_low, change_high:
+against the first one, on the same questions.
 """
 
 import json
