@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,18 @@ def _load_file(name: str) -> Tasks:
 
 
 def _load_shipped(name: str) -> Tasks:
-    manager = TaskManager()  # reads the descriptions of all of them: some seconds
+    manager = _shipped()
     if name not in manager.all_tasks:
         raise ConfigError(
             f"{name!r} is no task of lm-evaluation-harness{nearest(name, manager.all_tasks)}, nor a folder of tasks"
         )
     return _load(manager, [name], name)
+
+
+@cache
+def _shipped() -> TaskManager:
+    """All tasks that the harness comes with; reading their descriptions takes some seconds."""
+    return TaskManager()
 
 
 def _load(manager: TaskManager, names: list[str], where: str) -> Tasks:
