@@ -22,6 +22,7 @@ from sgtm.config import (
     RunConfig,
     RunError,
     StoppedError,
+    TasksConfig,
     TranslateConfig,
     UnlearnConfig,
     WikipediaConfig,
@@ -86,24 +87,45 @@ def evaluate(arguments: Arguments) -> None:
         generations: int = 0,
         rows: int | None = None,
         batch_size: int = 64,
+        tasks: tuple[str, ...] = (),
+        variants: tuple[Literal["intact", "ablated"], ...] = (),
+        shots: int | None = None,
+        out: Path | None = None,
     ) -> None:
-        """Losses of a finished run on its test split.
+        """Losses of a finished run on its test split; with --tasks, scores of any model on downstream tasks.
 
         Args:
-            run: the run's folder.
+            run: the run's folder; with --tasks also an export or a Hugging Face checkpoint.
             without: domains that the ablated model is without, with commas between; all by default.
             matrix: instead, the loss of every category without each of the domains, and without all (not calibrated).
             generations: also continue the beginnings of so many test texts of each category (generations.jsonl).
-            rows: test rows of each category; all by default.
+            rows: test rows of each category, or questions of each task; all by default.
             batch_size: rows of one forward pass.
+            tasks: instead, scores on these: folders that `sgtm data tasks` wrote, or names of lm-evaluation-harness.
+            variants: of --tasks: which models; by default all that there are.
+            shots: of --tasks: examples before each question, where a task leaves their number open.
+            out: of --tasks: a file to write as well, one record a line.
         """
+        if matrix and (without or generations):
+            raise ConfigError("--matrix shows every domain; leave out --without and --generations")
+        if generations and (without or tasks):
+            raise ConfigError("--generations speaks without all domains, and of no task; leave out --without and --tasks")
+        if tasks:
+            from sgtm.train.downstream import evaluate_tasks, print_scores, write_scores
+
+            if out is not None and out.exists():
+                raise ConfigError(f"{out} exists already; remove it or choose another --out")
+            records = evaluate_tasks(run, tasks, variants, _words(without), matrix, rows, shots, batch_size)
+            print_scores(records)
+            if out is not None:
+                write_scores(records, out)
+                print(f"written to {out}")
+            return
+        if variants or shots is not None or out is not None:
+            raise ConfigError("--variants, --shots and --out are about tasks; give --tasks too")
         from sgtm.train.run import ablation_matrix_of_run, evaluate_run
         from sgtm.train.summary import print_losses, print_matrix
 
-        if matrix and (without or generations):
-            raise ConfigError("--matrix shows every domain; leave out --without and --generations")
-        if without and generations:
-            raise ConfigError("--generations speaks without all domains; leave out --without")
         if matrix:
             print_matrix(ablation_matrix_of_run(run, rows, batch_size))
         else:
@@ -661,6 +683,25 @@ def data_inspect(arguments: Arguments) -> None:
     tyro.cli(command, prog="sgtm data inspect", args=arguments)
 
 
+@dataclass(frozen=True)
+class TasksCommand:
+    """Make multiple-choice tasks of the test split of prepared data, for `sgtm evaluate --tasks`."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder that `sgtm data` wrote."""
+    tasks: Annotated[TasksConfig, tyro.conf.arg(name="")]
+
+
+def data_tasks(arguments: Arguments) -> None:
+    """Make multiple-choice tasks of held-out text: cloze, minimal pairs, facts."""
+    command = tyro.cli(TasksCommand, prog="sgtm data tasks", args=arguments)
+    from sgtm.data.tasks import make_tasks
+
+    for name, of_task in make_tasks(command.data, command.tasks)["tasks"].items():
+        print(f"{name}: {of_task['questions']} questions about {of_task['documents']} documents")
+    print(f"written to {command.tasks.out}")
+
+
 def push(arguments: Arguments) -> None:
     """Upload a run's model, an export or a domain's units to the Hugging Face Hub, with a model card."""
 
@@ -971,6 +1012,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "data wikipedia": data_wikipedia,
     "data score": data_score,
     "data inspect": data_inspect,
+    "data tasks": data_tasks,
     "label": label,
     "families": families,
     "train": train,

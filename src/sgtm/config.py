@@ -81,6 +81,8 @@ class Stream(IntEnum):
     RMU = 23
     UNLEARN = 24
     ELICIT = 25
+    TASKS = 30
+    PASSAGES = 31
 
 
 class ConfigError(ValueError):
@@ -552,6 +554,38 @@ class ClassifyConfig:
             return tuple(float(word) for word in self.prevalence.split(",") if word.strip())
         except ValueError as error:
             raise ConfigError(f"prevalence={self.prevalence!r} is no list of numbers") from error
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Multiple-choice tasks made of the test split of prepared data."""
+
+    out: Path
+    """Folder to write; it must not exist yet."""
+    kinds: list[Literal["cloze", "swapped", "replaced", "fact"]] = field(
+        default_factory=lambda: ["cloze", "swapped", "replaced", "fact"]
+    )
+    """How a passage goes on; two neighbouring words swapped; a word replaced; the next word of the category's own."""
+    items: int = 500
+    """Questions of each task, at most."""
+    choices: int = 4
+    """Answers to choose from, of cloze and fact; the others have two."""
+    passage: int = 96
+    """Tokens of a passage that is asked about, at most; in any case three quarters of the data's context."""
+    name: str = ""
+    """What the tasks' names begin with; by default the name of the data's folder."""
+    seed: int = 0
+    """Of all draws."""
+
+    def check(self) -> None:
+        """Raise a ConfigError for settings that make no sense, before anything is read or written."""
+        if self.out.exists():
+            raise ConfigError(f"{self.out} exists already; remove it or choose another --out")
+        _check_counts(self, "tasks", "items", "passage")
+        if self.choices < 2:
+            raise ConfigError(f"choices={self.choices} leaves nothing to choose from; use at least 2")
+        if not self.kinds:
+            raise ConfigError("kinds names no task; leave it out for all of them")
 
 
 @dataclass(frozen=True)

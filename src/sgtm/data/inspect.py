@@ -1,6 +1,5 @@
 """What a prepared data set holds, for people: counts, lengths of rows, texts on both sides of the split, examples."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sgtm.config import ConfigError
+from sgtm.data.documents import digest, documents
 from sgtm.data.tokenize import MANIFEST, load_tokenizer
 
 _EXAMPLE = 300  # characters of a row that are shown
@@ -78,42 +78,7 @@ class Overlap:
 
 def document_hashes(rows: Dataset, end_of_text: int, packed: bool) -> Hashes:
     """(documents,) hashes of the tokens of each document, put together from the rows that hold it."""
-    found = [int.from_bytes(h, "little") for h in _hashes(rows, end_of_text, packed)]
-    return np.array(found, np.uint64)
-
-
-def _hashes(rows: Dataset, end_of_text: int, packed: bool) -> Iterator[bytes]:
-    begun: dict[tuple[Any, ...], Any] = {}  # what a row's documents have in common -> hash of the one that goes on
-    for kind, number, ids in _token_rows(rows):
-        key = kind if packed else ()
-        # Rows of a long document that is not packed repeat one token: the last one of the row before.
-        known = begun.get(key)
-        ids = ids[1:] if not packed and known is not None and known[0] == number else ids
-        first = 0
-        for end in np.flatnonzero(ids == end_of_text).tolist():
-            digest = begun.pop(key, (number, _new_hash()))[1]
-            digest.update(ids[first:end].tobytes())
-            yield digest.digest()
-            first = end + 1
-        if first < len(ids):
-            begun.setdefault(key, (number, _new_hash()))[1].update(ids[first:].tobytes())
-    # Those whose end-of-text would have been a row of one token.
-    yield from (digest.digest() for _, digest in begun.values())
-
-
-def _new_hash() -> Any:
-    return hashlib.blake2b(digest_size=8)
-
-
-def _token_rows(rows: Dataset) -> Iterator[tuple[tuple[Any, ...], int, NDArray[np.int32]]]:
-    """(category and topic), document number and ids of each row, as they lie on disk."""
-    kinds = [name for name in ("category", "topic") if name in rows.column_names]
-    for batch in rows.data.table.select(["input_ids", "document", *kinds]).to_batches():
-        ids = batch["input_ids"]
-        starts, values = ids.offsets.to_numpy(), ids.values.to_numpy()
-        named = zip(*(batch[kind].to_pylist() for kind in kinds), strict=True)
-        for i, (kind, number) in enumerate(zip(named, batch["document"].to_pylist(), strict=True)):
-            yield kind, number, values[starts[i] : starts[i + 1]]
+    return np.array([digest(ids) for _, ids in documents(rows, end_of_text, packed)], np.uint64)
 
 
 def _about(manifest: dict[str, Any]) -> str:

@@ -141,16 +141,19 @@ def numbered_batches(
     parameter = next(model.parameters())
     lengths = np.array([len(rows.data[i]["input_ids"]) for i in range(len(rows))])
     order = np.argsort(-lengths, kind="stable")
-    head: Any = model.get_output_embeddings()
-    vocab_size = head.weight.shape[0]
     start = 0
     while start < len(order):
-        fits = max(1, _MAX_LOGITS // (int(lengths[order[start]]) * vocab_size))
-        size = min(batch_size, fits)
+        size = rows_that_fit(model, int(lengths[order[start]]), batch_size)
         found = order[start : start + size]
         batch = collate([_read(rows[int(i)]) for i in found])
         yield found, batch["input_ids"].to(parameter.device), batch["labels"].to(parameter.device)
         start += size
+
+
+def rows_that_fit(model: PreTrainedModel, length: int, batch_size: int) -> int:
+    """``batch_size``, or as many rows of ``length`` tokens as have logits of a size that memory holds."""
+    head: Any = model.get_output_embeddings()
+    return min(batch_size, max(1, _MAX_LOGITS // (length * head.weight.shape[0])))
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:

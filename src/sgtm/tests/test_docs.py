@@ -13,7 +13,7 @@ from sgtm.cli import main
 from sgtm.config import build, read_yaml
 from sgtm.train.sweep import SweepConfig
 
-HOW_TO = ("model", "training", "data", "labels", "domains", "many_runs", "removal", "audit")
+HOW_TO = ("model", "training", "data", "labels", "domains", "many_runs", "removal", "audit", "tasks")
 PAGES = ("tutorial", *(f"howto/{name}" for name in HOW_TO))
 SLOW = ("howto/many_runs", "howto/audit")
 _STEPS = ["--train.steps", "4", "--train.warmup-steps", "1", "--train.batch-size", "8", "--evaluate.rows", "4"]
@@ -30,7 +30,7 @@ SMALLER = {
     "leakage": ["--bootstrap", "10"],
     "gradients": ["--examples", "4", "--rows", "8"],
 }
-NEEDS = {"howto/labels": "sklearn", "howto/audit": "peft"}
+NEEDS = {"howto/labels": "sklearn", "howto/audit": "peft", "howto/tasks": "lm_eval"}
 
 
 @pytest.fixture
