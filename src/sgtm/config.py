@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from sgtm.plain import from_json, from_yaml, shown
+
 Category = str  # what a document truly is: a domain (`forget` where there is one), adjacent, retain
 Label = str  # what the labeller says: a domain, retain, unlabeled
 Mode = str  # how a batch is trained on: default, retain, or for a domain
@@ -55,7 +57,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 def check_domain_name(name: str) -> None:
     """Raise a ConfigError if ``name`` cannot name a domain."""
-    if name in _MEANT or not str(name).isidentifier():
+    if not isinstance(name, str) or name in _MEANT or not name.isidentifier():
         raise ConfigError(
             f"{name!r} cannot name a domain; use a word of letters, digits and _ other than {', '.join(_MEANT)}"
         )
@@ -142,6 +144,7 @@ class LabelConfig:
         return any(rate is not None for rate in rates)
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "labels", "strength")
         for name in ("undiscovered", "tpr", "fpr", "precision", "recall", "retain_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -196,6 +199,9 @@ class PartitionConfig:
     """Joint parameters that forget batches leave alone: embeddings, norms, final_norm, head, or globs of names."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "partition")
+        if min(self.heads, self.neurons) < 0:
+            raise ConfigError(f"partition.heads={self.heads} and neurons={self.neurons} must not be negative")
         for name, units in self.domains.items():
             check_domain_name(name)
             whole = isinstance(units, dict) and all(type(n) is int and n >= 0 for n in units.values())
@@ -258,6 +264,7 @@ class TrainConfig:
     """Any other field of transformers.TrainingArguments (report_to, torch_compile, ...)."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "train")
         _check_counts(
             self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every", "keep_checkpoints"
         )
@@ -269,6 +276,12 @@ class TrainConfig:
         for name in ("learning_rate", "forget_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 0 and less than 1")
+        for name in ("weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -286,6 +299,7 @@ class EvaluateConfig:
     STEM.Biology)."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "evaluate")
         _check_counts(self, "evaluate", "every", "rows", "batch_size")
         if self.topics < 0:
             raise ConfigError(f"evaluate.topics={self.topics} must be 0 (not by topic) or more")
@@ -308,12 +322,25 @@ class CalibrateConfig:
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "calibrate")
         _check_counts(self, "calibrate", "steps", "rows", "tokens")
         if self.learning_rate <= 0 or self.retain_weight < 0:
             raise ConfigError(
                 f"calibrate.learning_rate={self.learning_rate} must be positive and "
                 f"retain_weight={self.retain_weight} not negative"
             )
+
+
+def _check_numbers(config: Any, section: str, *unbounded: str) -> None:
+    """Raise a ConfigError for floats that are not finite (but for the ``unbounded``) and integers beyond 64 bits."""
+    for name, value in vars(config).items():
+        numbers = value if isinstance(value, list) else [value]
+        if name not in unbounded and any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+            raise ConfigError(f"{section}.{name}={value} is no finite number; use one")
+        if any(isinstance(n, int) and not -(2**63) <= n < 2**63 for n in numbers):
+            raise ConfigError(f"{section}.{name}={shown(value)} does not fit into 64 bits; use a smaller number")
+    if not 0 <= getattr(config, "seed", 0) < 2**32:
+        raise ConfigError(f"seed={config.seed} is none; use 0 to {2**32 - 1}")
 
 
 def _check_counts(config: Any, section: str, *names: str) -> None:
@@ -340,6 +367,9 @@ class RunConfig:
     seed: int = 0
     """Initial weights, labels, order of the data, calibration."""
 
+    def __post_init__(self) -> None:
+        _check_numbers(self, "run")
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -360,6 +390,7 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise a ConfigError for settings that make no sense, before anything is read or written."""
+        _check_numbers(self, "data")
         if self.out.exists():
             raise ConfigError(f"{self.out} exists already; remove it or choose another --out")
         if self.context < 2:
@@ -449,6 +480,7 @@ class TranslateConfig:
 
     def check(self) -> None:
         """Raise a ConfigError for settings that make no sense, before anything is read, written or sent."""
+        _check_numbers(self, "translate")
         _check_counts(self, "translate", "max_tokens", "batch_size", "concurrency", "attempts", "budget_tokens")
         if self.batch_size > 100_000:
             raise ConfigError(f"batch_size={self.batch_size}: the server takes 100000 documents at most")
@@ -513,6 +545,7 @@ class ClassifyConfig:
     """Chooses the held-out examples."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "label")
         for name in ("target_precision", "target_recall", "held_out"):
             value = getattr(self, name)
             if not 0 < value <= 1 or (name == "held_out" and value > 0.8):
@@ -564,6 +597,7 @@ class WikipediaConfig:
     """Processes that tokenise; by default one for each core. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "wikipedia")
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
 
 
@@ -580,6 +614,7 @@ class UndoConfig:
     learning_rate: float = 5e-4
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "undo")
         _check_counts(self, "undo", "steps")
         if not 0 <= self.noise <= 1 or self.learning_rate <= 0:
             raise ConfigError(
@@ -625,6 +660,7 @@ class UnlearnConfig:
     """Control vectors, order of the data, noise, calibration."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "unlearn")
         _check_counts(self, "unlearn", "steps", "batch_size")
         for name in ("learning_rate", "steering", "beta"):
             if getattr(self, name) <= 0:
@@ -682,6 +718,7 @@ class RelearnConfig:
     """Order of the data, fresh weights."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "relearn")
         _check_counts(self, "relearn", "tokens", "steps", "micro_batch_size")
         if not 0 < self.mix <= 1:
             raise ConfigError(f"mix={self.mix} is no share of a step; use more than 0 and at most 1")
@@ -728,6 +765,7 @@ class AttackConfig:
     """Draws of shots and of rows for probes."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "attack")
         _check_counts(self, "attack", "examples", "resamples")
         if not self.kind:
             raise ConfigError("kind names no attack; leave it out for all of them")
@@ -760,15 +798,33 @@ def read_yaml(path: str | Path) -> Any:
     """The plain values of a YAML file.
 
     Raises:
-        ConfigError: no such file, or no YAML.
+        ConfigError: no such file, or no YAML (see ``sgtm.plain``).
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path} is no file; give the path of a YAML configuration (examples in configs/)")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        values = from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # text that is not UTF-8 is among these
+        raise ConfigError(f"{path} is not valid YAML: {error}; mend the file") from error
+    return {} if values is None else values
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The mapping in a JSON file; ``remedy`` ends the message of its error.
+
+    Raises:
+        ConfigError: no such file, no JSON (see ``sgtm.plain``), or no mapping.
+    """
+    try:
+        values = from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; {remedy}") from error
+    except ValueError as error:  # text that is not UTF-8 is among these
+        raise ConfigError(f"{path} is not valid JSON: {error}; {remedy}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {shown(values)} in place of a mapping of keys to values; {remedy}")
+    return values
 
 
 def dump(config: Any, path: str | Path) -> None:
@@ -801,8 +857,11 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any], where:
     """
     changed, known = copy.deepcopy(dict(values)), dotted_keys()
     for key, value in settings.items():
-        if not any(key == k or (get_origin(t) is dict and key.startswith(f"{k}.")) for k, t in known.items()):
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)} (keys are written section.key)")
+        if not isinstance(key, str) or not any(
+            key == k or (get_origin(t) is dict and key.startswith(f"{k}.")) for k, t in known.items()
+        ):
+            near = nearest(key, known)
+            raise ConfigError(f"{where}: unknown key {shown(key)}{near} (keys are written section.key)")
         *sections, last = key.split(".")
         place = changed
         for section in sections:
@@ -816,11 +875,11 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any], where:
 def build(cls: type[T], values: Any, where: str) -> T:
     """An instance of the dataclass ``cls`` from plain ``values``; ``where`` begins the error messages."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: {values!r} is no mapping of keys to values")
+        raise ConfigError(f"{where}: {shown(values)} is no mapping of keys to values")
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, hints)} (known: {', '.join(hints)})")
+            raise ConfigError(f"{where}: unknown key {shown(key)}{nearest(key, hints)} (known: {', '.join(hints)})")
     return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
 
 
@@ -829,21 +888,25 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         return _value(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}={value!r} is none of {list(args)}")
+            raise ConfigError(f"{where}={shown(value)} is none of {list(args)}")
         return value
     if origin is list and isinstance(value, list):
         return [_value(args[0], v, where) for v in value]
+    if origin is dict and isinstance(value, dict):
+        return {_value(args[0], k, f"{where}: key"): _value(args[1], v, f"{where}: {k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif isinstance(value, origin or hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    raise ConfigError(f"{where}={shown(value)} must be of type {getattr(hint, '__name__', hint)}")
