@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from sgtm.plain import from_json, from_yaml, shown
+from sgtm.plain import Shape, from_json, from_yaml, misfit, shown
 
 Category = str  # what a document truly is: a domain (`forget` where there is one), adjacent, retain
 Label = str  # what the labeller says: a domain, retain, unlabeled
@@ -810,11 +810,11 @@ def read_yaml(path: str | Path) -> Any:
     return {} if values is None else values
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, remedy: str, shape: Shape = dict) -> dict[str, Any]:
     """The mapping in a JSON file; ``remedy`` ends the message of its error.
 
     Raises:
-        ConfigError: no such file, no JSON (see ``sgtm.plain``), or no mapping.
+        ConfigError: no such file, no JSON (see ``sgtm.plain``), or nothing of this ``shape``.
     """
     try:
         values = from_json(path.read_text(encoding="utf-8"))
@@ -822,9 +822,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist; {remedy}") from error
     except ValueError as error:  # text that is not UTF-8 is among these
         raise ConfigError(f"{path} is not valid JSON: {error}; {remedy}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {shown(values)} in place of a mapping of keys to values; {remedy}")
-    return values
+    check_shape(values, shape, path, remedy)
+    return values  # type: ignore[no-any-return]
+
+
+def check_shape(value: Any, shape: Shape, where: object, remedy: str) -> None:
+    """Raise a ConfigError unless ``value`` is of this ``shape``; of mappings, further keys are no matter."""
+    if fault := misfit(value, shape):
+        raise ConfigError(f"{where}: {fault}; {remedy}")
 
 
 def dump(config: Any, path: str | Path) -> None:

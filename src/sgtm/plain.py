@@ -14,6 +14,8 @@ import yaml
 _MOST = 200_000  # values of a YAML document, those behind an alias counted each time
 _DEEPEST = 50  # mappings and lists in one another
 _SHOWN = 200  # characters of a value in a message
+# A type, None, a text (itself), a list [of what] or [one, other], a mapping {key: of what}, a tuple (one of these).
+Shape = Any
 
 
 def from_yaml(text: str) -> Any:
@@ -44,6 +46,31 @@ def shown(value: Any) -> str:
     """``value`` for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"
+
+
+def misfit(value: Any, shape: Shape, name: str = "") -> str:
+    """What of ``value`` is not as ``shape`` has it, or nothing; of mappings, further keys are no matter."""
+    here = f"{name}={shown(value)}" if name else shown(value)
+    if isinstance(shape, str):
+        return "" if value == shape else f"{here} is not {shape!r}"
+    if isinstance(shape, tuple):
+        faults = [misfit(value, one, name) for one in shape]
+        return faults[0] if all(faults) else ""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        missing = [f"{name or 'it'} has no {key!r}" for key in shape if key not in value]
+        inner = (misfit(value[key], shape[key], f"{name}.{key}".strip(".")) for key in shape if key in value)
+        return next(iter([*missing, *filter(None, inner)]), "")
+    if isinstance(shape, list) and isinstance(value, list):
+        if len(shape) > 1 and len(shape) != len(value):
+            return f"{here} must have {len(shape)} entries"
+        return next(filter(None, (misfit(v, shape[i % len(shape)], f"{name}[{i}]") for i, v in enumerate(value))), "")
+    kind = type(shape) if shape is None or isinstance(shape, dict | list) else shape
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return ""
+    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if fits and kind is float and not math.isfinite(value):
+        return f"{here} is no finite number"
+    return "" if fits else f"{here} is not of type {kind.__name__}"
 
 
 class _Strict(yaml.SafeLoader):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgtm.config import ConfigError
-from sgtm.records import GRADIENTS, check_shape, read_records
+from sgtm.config import ConfigError, check_shape
+from sgtm.records import GRADIENTS, read_records
 
 # Of categories and of directions alike: retain is blue, domains take the others in turn.
 _RETAIN, _ADJACENT, _DOMAINS = "#0072b2", "#009e73", ("#d55e00", "#cc79a7", "#b8860b", "#6b6b6b")
@@ -65,7 +65,7 @@ def read_gradients(path: Path) -> GradientRecords:
     if not records:
         raise ConfigError(f"{path} has no records of gradients; write them with `sgtm gradients RUN`")
     for record in records:
-        check_shape(list(record["cosines"].values()), [(float, None)], f"{file}: cosines")
+        check_shape(list(record["cosines"].values()), [(float, None)], f"{file}: cosines", "write the file anew")
     return GradientRecords(path.name if path.is_dir() else path.stem, records)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, check_shape
 from sgtm.plot.tradeoff import COLORS, OTHER
-from sgtm.records import LEAKAGE, check_shape, read_records
+from sgtm.records import LEAKAGE, read_records
 
 Record = dict[str, Any]
 _MARKERS = "osD^vPX"
@@ -135,7 +135,7 @@ def _records_of(path: Path) -> list[Record]:
         if file.is_file():
             known = [r for r in read_records(file) if "by_construction" in r]
             for r in known:
-                check_shape(r, _RECORD, file)
+                check_shape(r, _RECORD, file, "measure anew with `sgtm leakage`")
             if found := [r for r in known if run is None or run in (Path(folder).name for folder in r["runs"])]:
                 return found
     raise ConfigError(f"{path} has no leakage records; measure its runs with `sgtm leakage RUNS...`")

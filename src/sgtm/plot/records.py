@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sgtm.config import DOMAINS, ConfigError, RunConfig, build, load, nearest, read_yaml
+from sgtm.config import DOMAINS, ConfigError, RunConfig, build, check_shape, load, nearest, read_yaml
 from sgtm.plain import from_json
-from sgtm.records import CONFIGS, LOSS, METRICS, RECORD, RESULTS, UNLEARN, check_shape, read_records
+from sgtm.records import CONFIGS, LOSS, METRICS, RECORD, RESULTS, UNLEARN, read_records
 
+_ANEW = "collect it anew with `sgtm sweep ... --status`"
 MEAN = "mean"  # of all domains' losses
 
 
@@ -77,7 +78,7 @@ def read_run(folder: Path) -> RunRecords:
     settings = folder / UNLEARN
     if settings.is_file():
         found = read_yaml(settings)
-        check_shape(found, {"domains": [str], "method": str, "seed": int}, settings)
+        check_shape(found, {"domains": [str], "method": str, "seed": int}, settings, "unlearn anew")
         return RunRecords(folder, _as_of_a_run(found, records), records)
     return RunRecords(folder, asdict(load(folder / "config.yaml")), records)
 
@@ -163,13 +164,13 @@ def _read_results(path: Path) -> list[RunRecords]:
         records = table.select(["run", *RECORD]).to_pylist()
     except (ValueError, OSError, TypeError, KeyError) as error:  # pyarrow's errors are among these
         raise ConfigError(f"{path} is no sweep's {RESULTS}; give one, or folders of runs") from error
-    check_shape(configs, dict, path)
+    check_shape(configs, dict, path, _ANEW)
     runs = {
         name: RunRecords(path.parent / name, asdict(build(RunConfig, config, f"{path}, {name}")), [])
         for name, config in configs.items()
     }
     for record in records:
-        check_shape(record, LOSS | {"run": tuple(runs)}, path)
+        check_shape(record, LOSS | {"run": tuple(runs)}, path, _ANEW)
         runs[record.pop("run")].records.append(record)
     return list(runs.values())
 

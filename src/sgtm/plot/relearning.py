@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from sgtm.config import ConfigError, read_json, read_yaml
+from sgtm.config import ConfigError, check_shape, read_json, read_yaml
 from sgtm.interval import mean_interval
 from sgtm.plot.tradeoff import COLORS
-from sgtm.records import METRICS, RELEARN, SUMMARY, check_shape, read_records
+from sgtm.records import METRICS, RELEARN, SUMMARY, read_records
 
 _SEED = re.compile(r"[-_]?seed\d+")
 _MORE = (
@@ -208,9 +208,8 @@ def _read(folder: Path) -> Relearning:
             f"{folder} has no finished curve; run `sgtm relearn` again, which goes on with what is missing"
         )
     settings = read_yaml(folder / RELEARN)
-    check_shape(settings, {"start": str, "on": str}, folder / RELEARN)
-    summary = read_json(folder / SUMMARY, "run `sgtm relearn` anew")
-    check_shape(summary, _SUMMARY, folder / SUMMARY)
+    check_shape(settings, {"start": str, "on": str}, folder / RELEARN, "run `sgtm relearn` anew")
+    summary = read_json(folder / SUMMARY, "run `sgtm relearn` anew", _SUMMARY)
     found = Relearning(folder, settings, summary, read_records(folder / METRICS, _RECORD))
     if summary["best"] not in [c["learning_rate"] for c in summary["curves"]] or not found.curve("step"):
         raise ConfigError(f"{folder} has no curve of the best learning rate {summary['best']}; measure it anew")

@@ -114,7 +114,7 @@ def test_what_yaml_alone_would_take_or_choke_on(content, reason, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "not valid JSON"), (b'{"a": 1, "a": 2}', "'a' stands twice"), (b"[1]", "in place of a mapping")],
+    [(b"", "not valid JSON"), (b'{"a": 1, "a": 2}', "'a' stands twice"), (b"[1]", "is not of type dict")],
 )
 def test_json_files(content, reason, tmp_path):
     (tmp_path / "about.json").write_bytes(content)

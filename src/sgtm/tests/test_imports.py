@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "records": {"config", "plain"},
     "interval": set(),
     "model": {"config"},
-    "data": {"config"},
+    "data": {"plain", "config"},
     "plot": {"plain", "config", "records", "interval"},
     "evaluate": {"config", "model", "data"},
     "train": {"plain", "config", "environment", "records", "model", "data", "evaluate"},
