@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, write
+from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, read_json, write
 from sgtm.data.conditional import GOOD, Control
 from sgtm.data.mixture import PreparedData, Rows, Use, by_topic, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
@@ -31,10 +30,11 @@ from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
 from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
+from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
 from sgtm.train import gram
-from sgtm.train.checkpoints import Keeper, Stopper, last_sound, told_how_to_go_on
+from sgtm.train.checkpoints import SEAL, Keeper, Stopper, damage_of, last_sound, seal, told_how_to_go_on
 from sgtm.train.optimizer import muon
 from sgtm.train.preflight import preflight
 from sgtm.train.recorder import Recorder
@@ -191,11 +191,9 @@ def load_model(config: RunConfig, path: Path) -> tuple[PreTrainedModel, SGTM | N
     Raises:
         ConfigError: it cannot be loaded.
     """
-    disable_progress_bar()  # of a second's loading
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be loaded: {str(error).splitlines()[0]}; train the run anew") from error
+    if (path / SEAL).is_file() and (damage := damage_of(path, (".safetensors", ".json"))):
+        raise ConfigError(f"{path} {damage}; restore it from a copy, or train the run anew")
+    model = load_checkpoint(path, "train the run anew")
     strategy = method_of(config).strategy
     if strategy is None:
         return model, None
@@ -435,6 +433,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    seal(partial, folder.parent.name)
     partial.rename(folder)
 
 
@@ -514,7 +513,7 @@ def _start_folder(
 def _id_of(folder: Path) -> str:
     """What tells the run in ``folder`` from all others; nothing if it has not begun."""
     about = folder / "run.json"
-    return str(json.loads(about.read_text(encoding="utf-8")).get("id", "")) if about.is_file() else ""
+    return str(read_json(about, "remove it").get("id", "")) if about.is_file() else ""
 
 
 def _is_first_process() -> bool:
