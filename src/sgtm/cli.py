@@ -26,6 +26,7 @@ from sgtm.config import (
     WikipediaConfig,
     load,
     nearest,
+    redacted,
 )
 
 Arguments = list[str]
@@ -893,7 +894,7 @@ def main(arguments: Arguments | None = None) -> None:
         signal.signal(stopped.number, signal.SIG_DFL)
         os.kill(os.getpid(), stopped.number)  # whoever waits for this process sees what ended it
     except (ConfigError, RunError, OSError) as error:
-        sys.exit(f"sgtm: error: {error}")
+        sys.exit(f"sgtm: error: {redacted(error)}")
     except ModuleNotFoundError as error:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
 

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,29 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the known word nearest to ``word``, or nothing if none is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# A password in a URL; tokens of the Hub, of Anthropic and of others that write them like this.
+_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,})")
+_NAMES_OF_SECRETS = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
+
+
+def redacted(text: object) -> str:
+    """``text`` without passwords in URLs, tokens, and the values of environment variables that hold such."""
+    found = _SECRET.sub("***", str(text))
+    for name, value in os.environ.items():
+        if _NAMES_OF_SECRETS.search(name) and len(value) >= 8:
+            found = found.replace(value, "***")
+    return found
+
+
+def check_no_secret(values: Any, where: str) -> None:
+    """Raise a ConfigError if ``values``, which will be written down, hold a password or a token."""
+    if redacted(values) != str(values):
+        raise ConfigError(
+            f"{where} holds a password or a token, and is written beside what it makes; leave it out, and put it in "
+            "the environment instead (HF_TOKEN, ANTHROPIC_API_KEY, WANDB_API_KEY)"
+        )
 
 
 def check_domain_name(name: str) -> None:
@@ -111,6 +135,9 @@ class DataConfig:
     tokenizer: str = "gpt2"
     """The tokenizer of `parts`."""
 
+    def __post_init__(self) -> None:
+        _check_values(self, "data")
+
 
 @dataclass(frozen=True)
 class LabelConfig:
@@ -144,7 +171,7 @@ class LabelConfig:
         return any(rate is not None for rate in rates)
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "labels", "strength")
+        _check_values(self, "labels", "strength")
         for name in ("undiscovered", "tpr", "fpr", "precision", "recall", "retain_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -182,6 +209,9 @@ class ModelConfig:
     init: Literal["hf", "paper"] = "hf"
     """`paper` starts split layers as the paper's code did (GPT-Neo only)."""
 
+    def __post_init__(self) -> None:
+        _check_values(self, "model")
+
 
 @dataclass(frozen=True)
 class PartitionConfig:
@@ -199,7 +229,7 @@ class PartitionConfig:
     """Joint parameters that forget batches leave alone: embeddings, norms, final_norm, head, or globs of names."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "partition")
+        _check_values(self, "partition")
         if min(self.heads, self.neurons) < 0:
             raise ConfigError(f"partition.heads={self.heads} and neurons={self.neurons} must not be negative")
         for name, units in self.domains.items():
@@ -264,7 +294,7 @@ class TrainConfig:
     """Any other field of transformers.TrainingArguments (report_to, torch_compile, ...)."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "train")
+        _check_values(self, "train")
         _check_counts(
             self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every", "keep_checkpoints"
         )
@@ -299,7 +329,7 @@ class EvaluateConfig:
     STEM.Biology)."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "evaluate")
+        _check_values(self, "evaluate")
         _check_counts(self, "evaluate", "every", "rows", "batch_size")
         if self.topics < 0:
             raise ConfigError(f"evaluate.topics={self.topics} must be 0 (not by topic) or more")
@@ -322,7 +352,7 @@ class CalibrateConfig:
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "calibrate")
+        _check_values(self, "calibrate")
         _check_counts(self, "calibrate", "steps", "rows", "tokens")
         if self.learning_rate <= 0 or self.retain_weight < 0:
             raise ConfigError(
@@ -331,9 +361,10 @@ class CalibrateConfig:
             )
 
 
-def _check_numbers(config: Any, section: str, *unbounded: str) -> None:
-    """Raise a ConfigError for floats that are not finite (but for the ``unbounded``) and integers beyond 64 bits."""
+def _check_values(config: Any, section: str, *unbounded: str) -> None:
+    """Raise a ConfigError for secrets, numbers beyond 64 bits, and floats that are not finite (but the ``unbounded``)."""
     for name, value in vars(config).items():
+        check_no_secret(value, f"{section}.{name}")
         numbers = value if isinstance(value, list) else [value]
         if name not in unbounded and any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
             raise ConfigError(f"{section}.{name}={value} is no finite number; use one")
@@ -368,7 +399,7 @@ class RunConfig:
     """Initial weights, labels, order of the data, calibration."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "run")
+        _check_values(self, "run")
 
 
 @dataclass(frozen=True)
@@ -390,7 +421,7 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise a ConfigError for settings that make no sense, before anything is read or written."""
-        _check_numbers(self, "data")
+        _check_values(self, "data")
         if self.out.exists():
             raise ConfigError(f"{self.out} exists already; remove it or choose another --out")
         if self.context < 2:
@@ -480,7 +511,7 @@ class TranslateConfig:
 
     def check(self) -> None:
         """Raise a ConfigError for settings that make no sense, before anything is read, written or sent."""
-        _check_numbers(self, "translate")
+        _check_values(self, "translate")
         _check_counts(self, "translate", "max_tokens", "batch_size", "concurrency", "attempts", "budget_tokens")
         if self.batch_size > 100_000:
             raise ConfigError(f"batch_size={self.batch_size}: the server takes 100000 documents at most")
@@ -545,7 +576,7 @@ class ClassifyConfig:
     """Chooses the held-out examples."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "label")
+        _check_values(self, "label")
         for name in ("target_precision", "target_recall", "held_out"):
             value = getattr(self, name)
             if not 0 < value <= 1 or (name == "held_out" and value > 0.8):
@@ -597,7 +628,7 @@ class WikipediaConfig:
     """Processes that tokenise; by default one for each core. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "wikipedia")
+        _check_values(self, "wikipedia")
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
 
 
@@ -614,7 +645,7 @@ class UndoConfig:
     learning_rate: float = 5e-4
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "undo")
+        _check_values(self, "undo")
         _check_counts(self, "undo", "steps")
         if not 0 <= self.noise <= 1 or self.learning_rate <= 0:
             raise ConfigError(
@@ -660,7 +691,7 @@ class UnlearnConfig:
     """Control vectors, order of the data, noise, calibration."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "unlearn")
+        _check_values(self, "unlearn")
         _check_counts(self, "unlearn", "steps", "batch_size")
         for name in ("learning_rate", "steering", "beta"):
             if getattr(self, name) <= 0:
@@ -718,7 +749,7 @@ class RelearnConfig:
     """Order of the data, fresh weights."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "relearn")
+        _check_values(self, "relearn")
         _check_counts(self, "relearn", "tokens", "steps", "micro_batch_size")
         if not 0 < self.mix <= 1:
             raise ConfigError(f"mix={self.mix} is no share of a step; use more than 0 and at most 1")
@@ -765,7 +796,7 @@ class AttackConfig:
     """Draws of shots and of rows for probes."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "attack")
+        _check_values(self, "attack")
         _check_counts(self, "attack", "examples", "resamples")
         if not self.kind:
             raise ConfigError("kind names no attack; leave it out for all of them")

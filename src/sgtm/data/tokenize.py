@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sgtm.config import Category, ConfigError, PrepareConfig, read_json
+from sgtm.config import Category, ConfigError, PrepareConfig, check_no_secret, read_json
 from sgtm.data.encode import Encoders, Ids
 
 END_OF_TEXT = "<|endoftext|>"
@@ -115,6 +115,7 @@ def prepare(
             Nothing is left behind, but for what a full disk leaves to go on from where ``shard`` is given.
     """
     config.check()
+    check_no_secret(origin, "the source")
     labelled = "tokens" if labelled and config.pack else labelled
     split_of = _Splitter(config, source, test_source)
     tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, read_json, write
@@ -39,6 +40,7 @@ from sgtm.train.optimizer import muon
 from sgtm.train.preflight import preflight
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
+from sgtm.train.trackers import guard
 from sgtm.train.trainer import SGTMTrainer
 
 _WARMUP_START = 0.1  # of the learning rate
@@ -137,7 +139,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         train_dataset=rows,
         processing_class=data.tokenizer,
     )
-    recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters())
+    guard(trainer)
+    log = trainer.log if arguments.report_to else None
+    recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters(), log)
     _start_folder(config, folder, counts, model, sgtm)
     trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # first: what is not finite is not evaluated
     trainer.add_callback(recorder)
@@ -421,9 +425,18 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         raise ConfigError(f"train.arguments.{key} is set by {_OWN_ARGUMENTS[key]}; use that")
     try:
         arguments = TrainingArguments(**values)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # the library's own, of many kinds
         raise ConfigError(f"train: transformers.TrainingArguments refuses this: {error}") from error
+    _check_loggers(arguments.report_to)
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
+
+
+def _check_loggers(report_to: str | list[str]) -> None:
+    for callback in get_reporting_integration_callbacks(report_to):
+        try:
+            callback()
+        except (RuntimeError, ImportError) as error:  # it is not installed
+            raise ConfigError(f"train.arguments.report_to={report_to}: {error}; or leave it out") from error
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
