@@ -362,7 +362,7 @@ class CalibrateConfig:
 
 
 def _check_values(config: Any, section: str, *unbounded: str) -> None:
-    """Raise a ConfigError for secrets, numbers beyond 64 bits, and floats that are not finite (but the ``unbounded``)."""
+    """Raise a ConfigError for secrets, integers beyond 64 bits and, but for the ``unbounded``, infinite floats."""
     for name, value in vars(config).items():
         check_no_secret(value, f"{section}.{name}")
         numbers = value if isinstance(value, list) else [value]

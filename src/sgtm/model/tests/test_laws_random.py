@@ -161,7 +161,7 @@ def cases(draw: Any) -> Case:
         "groups": groups,
         "heads": groups * queries,
         "width": width,
-        "hidden": groups * queries * width if as_wide else 2 * draw(st.integers(2, 8)),
+        "hidden": groups * queries * width if as_wide else groups * queries * draw(st.integers(1, 4)),
         "forget_groups": forget_groups,
         "forget_heads": forget_groups * queries,
         "neurons": neurons,
