@@ -30,6 +30,7 @@ from sgtm.config import (
     load,
     nearest,
     read_yaml,
+    redacted,
 )
 
 Arguments = list[str]
@@ -109,7 +110,9 @@ def evaluate(arguments: Arguments) -> None:
         if matrix and (without or generations):
             raise ConfigError("--matrix shows every domain; leave out --without and --generations")
         if generations and (without or tasks):
-            raise ConfigError("--generations speaks without all domains, and of no task; leave out --without and --tasks")
+            raise ConfigError(
+                "--generations speaks without all domains, and of no task; leave out --without and --tasks"
+            )
         if tasks:
             from sgtm.train.downstream import evaluate_tasks, print_scores, write_scores
 
@@ -1062,7 +1065,7 @@ def main(arguments: Arguments | None = None) -> None:
         signal.signal(stopped.number, signal.SIG_DFL)
         os.kill(os.getpid(), stopped.number)  # whoever waits for this process sees what ended it
     except (ConfigError, RunError, OSError) as error:
-        sys.exit(f"sgtm: error: {error}")
+        sys.exit(f"sgtm: error: {redacted(error)}")
     except ModuleNotFoundError as error:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
 

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from sgtm.plain import Shape, from_json, from_yaml, misfit, shown
 
 Category = str  # what a document truly is: a domain (`forget` where there is one), adjacent, retain
 Label = str  # what the labeller says: a domain, retain, unlabeled
@@ -53,9 +56,32 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+# A password in a URL; tokens of the Hub, of Anthropic and of others that write them like this.
+_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,})")
+_NAMES_OF_SECRETS = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
+
+
+def redacted(text: object) -> str:
+    """``text`` without passwords in URLs, tokens, and the values of environment variables that hold such."""
+    found = _SECRET.sub("***", str(text))
+    for name, value in os.environ.items():
+        if _NAMES_OF_SECRETS.search(name) and len(value) >= 8:
+            found = found.replace(value, "***")
+    return found
+
+
+def check_no_secret(values: Any, where: str) -> None:
+    """Raise a ConfigError if ``values``, which will be written down, hold a password or a token."""
+    if redacted(values) != str(values):
+        raise ConfigError(
+            f"{where} holds a password or a token, and is written beside what it makes; leave it out, and put it in "
+            "the environment instead (HF_TOKEN, ANTHROPIC_API_KEY, WANDB_API_KEY)"
+        )
+
+
 def check_domain_name(name: str) -> None:
     """Raise a ConfigError if ``name`` cannot name a domain."""
-    if name in _MEANT or not str(name).isidentifier():
+    if not isinstance(name, str) or name in _MEANT or not name.isidentifier():
         raise ConfigError(
             f"{name!r} cannot name a domain; use a word of letters, digits and _ other than {', '.join(_MEANT)}"
         )
@@ -112,6 +138,9 @@ class DataConfig:
     tokenizer: str = "gpt2"
     """The tokenizer of `parts`."""
 
+    def __post_init__(self) -> None:
+        _check_values(self, "data")
+
 
 @dataclass(frozen=True)
 class LabelConfig:
@@ -145,6 +174,7 @@ class LabelConfig:
         return any(rate is not None for rate in rates)
 
     def __post_init__(self) -> None:
+        _check_values(self, "labels", "strength")
         for name in ("undiscovered", "tpr", "fpr", "precision", "recall", "retain_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -182,6 +212,9 @@ class ModelConfig:
     init: Literal["hf", "paper"] = "hf"
     """`paper` starts split layers as the paper's code did (GPT-Neo only)."""
 
+    def __post_init__(self) -> None:
+        _check_values(self, "model")
+
 
 @dataclass(frozen=True)
 class PartitionConfig:
@@ -199,6 +232,9 @@ class PartitionConfig:
     """Joint parameters that forget batches leave alone: embeddings, norms, final_norm, head, or globs of names."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "partition")
+        if min(self.heads, self.neurons) < 0:
+            raise ConfigError(f"partition.heads={self.heads} and neurons={self.neurons} must not be negative")
         for name, units in self.domains.items():
             check_domain_name(name)
             whole = isinstance(units, dict) and all(type(n) is int and n >= 0 for n in units.values())
@@ -261,6 +297,7 @@ class TrainConfig:
     """Any other field of transformers.TrainingArguments (report_to, torch_compile, ...)."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "train")
         _check_counts(
             self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every", "keep_checkpoints"
         )
@@ -272,6 +309,12 @@ class TrainConfig:
         for name in ("learning_rate", "forget_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 0 and less than 1")
+        for name in ("weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -291,6 +334,7 @@ class EvaluateConfig:
     STEM.Biology)."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "evaluate")
         _check_counts(self, "evaluate", "every", "rows", "batch_size")
         if self.topics < 0:
             raise ConfigError(f"evaluate.topics={self.topics} must be 0 (not by topic) or more")
@@ -315,12 +359,26 @@ class CalibrateConfig:
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "calibrate")
         _check_counts(self, "calibrate", "steps", "rows", "tokens")
         if self.learning_rate <= 0 or self.retain_weight < 0:
             raise ConfigError(
                 f"calibrate.learning_rate={self.learning_rate} must be positive and "
                 f"retain_weight={self.retain_weight} not negative"
             )
+
+
+def _check_values(config: Any, section: str, *unbounded: str) -> None:
+    """Raise a ConfigError for secrets, integers beyond 64 bits and, but for the ``unbounded``, infinite floats."""
+    for name, value in vars(config).items():
+        check_no_secret(value, f"{section}.{name}")
+        numbers = value if isinstance(value, list) else [value]
+        if name not in unbounded and any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+            raise ConfigError(f"{section}.{name}={value} is no finite number; use one")
+        if any(isinstance(n, int) and not -(2**63) <= n < 2**63 for n in numbers):
+            raise ConfigError(f"{section}.{name}={shown(value)} does not fit into 64 bits; use a smaller number")
+    if not 0 <= getattr(config, "seed", 0) < 2**32:
+        raise ConfigError(f"seed={config.seed} is none; use 0 to {2**32 - 1}")
 
 
 def _check_counts(config: Any, section: str, *names: str) -> None:
@@ -354,6 +412,9 @@ class RunConfig:
     seed: int = 0
     """Initial weights, labels, order of the data, calibration."""
 
+    def __post_init__(self) -> None:
+        _check_values(self, "run")
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -374,6 +435,7 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise a ConfigError for settings that make no sense, before anything is read or written."""
+        _check_values(self, "data")
         if self.out.exists():
             raise ConfigError(f"{self.out} exists already; remove it or choose another --out")
         if self.context < 2:
@@ -463,6 +525,7 @@ class TranslateConfig:
 
     def check(self) -> None:
         """Raise a ConfigError for settings that make no sense, before anything is read, written or sent."""
+        _check_values(self, "translate")
         _check_counts(self, "translate", "max_tokens", "batch_size", "concurrency", "attempts", "budget_tokens")
         if self.batch_size > 100_000:
             raise ConfigError(f"batch_size={self.batch_size}: the server takes 100000 documents at most")
@@ -527,6 +590,7 @@ class ClassifyConfig:
     """Chooses the held-out examples."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "label")
         for name in ("target_precision", "target_recall", "held_out"):
             value = getattr(self, name)
             if not 0 < value <= 1 or (name == "held_out" and value > 0.8):
@@ -610,6 +674,7 @@ class WikipediaConfig:
     """Processes that tokenise; by default one for each core. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "wikipedia")
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
 
 
@@ -626,6 +691,7 @@ class UndoConfig:
     learning_rate: float = 5e-4
 
     def __post_init__(self) -> None:
+        _check_values(self, "undo")
         _check_counts(self, "undo", "steps")
         if not 0 <= self.noise <= 1 or self.learning_rate <= 0:
             raise ConfigError(
@@ -671,6 +737,7 @@ class UnlearnConfig:
     """Control vectors, order of the data, noise, calibration."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "unlearn")
         _check_counts(self, "unlearn", "steps", "batch_size")
         for name in ("learning_rate", "steering", "beta"):
             if getattr(self, name) <= 0:
@@ -728,6 +795,7 @@ class RelearnConfig:
     """Order of the data, fresh weights."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "relearn")
         _check_counts(self, "relearn", "tokens", "steps", "micro_batch_size")
         if not 0 < self.mix <= 1:
             raise ConfigError(f"mix={self.mix} is no share of a step; use more than 0 and at most 1")
@@ -796,6 +864,7 @@ class AttackConfig:
     """Draws of shots, of rows for probes, and of prompts."""
 
     def __post_init__(self) -> None:
+        _check_values(self, "attack")
         _check_counts(self, "attack", "examples", "resamples")
         if not self.kind:
             raise ConfigError("kind names no attack; leave it out for all of them")
@@ -936,15 +1005,38 @@ def read_yaml(path: str | Path) -> Any:
     """The plain values of a YAML file.
 
     Raises:
-        ConfigError: no such file, or no YAML.
+        ConfigError: no such file, or no YAML (see ``sgtm.plain``).
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path} is no file; give the path of a YAML configuration (examples in configs/)")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        values = from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # text that is not UTF-8 is among these
+        raise ConfigError(f"{path} is not valid YAML: {error}; mend the file") from error
+    return {} if values is None else values
+
+
+def read_json(path: Path, remedy: str, shape: Shape = dict) -> dict[str, Any]:
+    """The mapping in a JSON file; ``remedy`` ends the message of its error.
+
+    Raises:
+        ConfigError: no such file, no JSON (see ``sgtm.plain``), or nothing of this ``shape``.
+    """
+    try:
+        values = from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; {remedy}") from error
+    except ValueError as error:  # text that is not UTF-8 is among these
+        raise ConfigError(f"{path} is not valid JSON: {error}; {remedy}") from error
+    check_shape(values, shape, path, remedy)
+    return values  # type: ignore[no-any-return]
+
+
+def check_shape(value: Any, shape: Shape, where: object, remedy: str) -> None:
+    """Raise a ConfigError unless ``value`` is of this ``shape``; of mappings, further keys are no matter."""
+    if fault := misfit(value, shape):
+        raise ConfigError(f"{where}: {fault}; {remedy}")
 
 
 def dump(config: Any, path: str | Path) -> None:
@@ -977,8 +1069,11 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any], where:
     """
     changed, known = copy.deepcopy(dict(values)), dotted_keys()
     for key, value in settings.items():
-        if not any(key == k or (get_origin(t) is dict and key.startswith(f"{k}.")) for k, t in known.items()):
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)} (keys are written section.key)")
+        if not isinstance(key, str) or not any(
+            key == k or (get_origin(t) is dict and key.startswith(f"{k}.")) for k, t in known.items()
+        ):
+            near = nearest(key, known)
+            raise ConfigError(f"{where}: unknown key {shown(key)}{near} (keys are written section.key)")
         *sections, last = key.split(".")
         place = changed
         for section in sections:
@@ -992,11 +1087,11 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any], where:
 def build(cls: type[T], values: Any, where: str) -> T:
     """An instance of the dataclass ``cls`` from plain ``values``; ``where`` begins the error messages."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: {values!r} is no mapping of keys to values")
+        raise ConfigError(f"{where}: {shown(values)} is no mapping of keys to values")
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, hints)} (known: {', '.join(hints)})")
+            raise ConfigError(f"{where}: unknown key {shown(key)}{nearest(key, hints)} (known: {', '.join(hints)})")
     return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
 
 
@@ -1005,21 +1100,25 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         return _value(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}={value!r} is none of {list(args)}")
+            raise ConfigError(f"{where}={shown(value)} is none of {list(args)}")
         return value
     if origin is list and isinstance(value, list):
         return [_value(args[0], v, where) for v in value]
+    if origin is dict and isinstance(value, dict):
+        return {_value(args[0], k, f"{where}: key"): _value(args[1], v, f"{where}: {k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif isinstance(value, origin or hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    raise ConfigError(f"{where}={shown(value)} must be of type {getattr(hint, '__name__', hint)}")

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sgtm.config import ConfigError, check_shape
+from sgtm.plain import Shape, from_json
+
 METRICS = "metrics.jsonl"
 GRADIENTS = "gradients.jsonl"
 LEAKAGE = "leakage.jsonl"
@@ -22,7 +25,11 @@ THROUGHPUT = "throughput.jsonl"  # apart from the metrics, which a killed and re
 REPORT = "report.html"
 RECORD = ("step", "tokens", "flops", "split", "category", "variant", "loss", "num_tokens")
 RESULTS = "results.parquet"  # the records of all runs of a sweep
+_REMEDY = "remove the line or the file, or write it anew"
 CONFIGS = "configs"  # in the metadata of that file: the runs' configurations by name, as JSON
+
+
+LOSS = {"step": int, "split": str, "category": str, "variant": str, "loss": float}
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -30,9 +37,22 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records; a last line cut short by a killed run is left out. No file has no records."""
+def read_records(path: Path, shape: Shape = dict) -> list[dict[str, Any]]:
+    """All records; a last line cut short by a killed run is left out. No file has no records.
+
+    Raises:
+        ConfigError: a line that is no record of this ``shape``.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_record(line, shape, f"{path}, line {number}") for number, line in enumerate(lines[:-1], 1) if line]
+
+
+def _record(line: str, shape: Shape, where: str) -> dict[str, Any]:
+    try:
+        record = from_json(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON ({error}); {_REMEDY}") from error
+    check_shape(record, shape, where, _REMEDY)
+    return record  # type: ignore[no-any-return]

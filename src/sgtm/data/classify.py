@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, check_shape
+from sgtm.plain import from_json
 
 Floats: TypeAlias = NDArray[np.float64]
 NO_DOMAIN = -1  # the code of an example that belongs to none
@@ -64,11 +65,20 @@ class Classifier:
 
     @classmethod
     def load(cls, file: Path) -> "Classifier":
-        from safetensors import safe_open
+        """Read what ``save`` wrote.
 
-        with safe_open(file, "np") as stored:
-            about = json.loads(stored.metadata()["classifier"])
-            tensors = [stored.get_tensor(name) for name in ("idf", "weight", "bias")]
+        Raises:
+            ConfigError: it is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "np") as stored:
+                about = from_json((stored.metadata() or {})["classifier"])
+                tensors = [stored.get_tensor(name) for name in ("idf", "weight", "bias")]
+            check_shape(about, {"domains": [str], "features": str}, file, "label anew")
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ConfigError(f"{file} holds no classifier ({error}); label anew, into another --out") from error
         return cls(tuple(about["domains"]), about["features"], *tensors)
 
     def _x(self, texts: Sequence[str]) -> Any:
@@ -172,7 +182,7 @@ def _encoder(name: str) -> Callable[[Sequence[str]], Floats]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"features={name!r} is none of {list(_NGRAMS)}, and no encoder in a folder or on the Hub "

@@ -21,6 +21,7 @@ from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
 from sgtm.data.scores import read_scores, sum_by_document
 from sgtm.data.token_loss import Masked, Unlikely
 from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, read_manifest, tokenizer_hash
+from sgtm.plain import misfit
 
 Use = Literal["modes", "filter", "strict_filter", "everything", "mask", "unlikelihood", "condition"]
 _FILTERS = ("filter", "strict_filter")
@@ -120,6 +121,10 @@ class Rows:
     @property
     def largest_id(self) -> int:
         return max(pc.max(c.flatten()).as_py() or 0 for c in self._chunks)
+
+    @property
+    def smallest_id(self) -> int:
+        return min(pc.min(c.flatten()).as_py() or 0 for c in self._chunks)
 
     @property
     def _chunks(self) -> list[pa.ListArray]:
@@ -381,6 +386,9 @@ def _load(path: str) -> Any:
         ) from error
     except IndexError as error:  # what datasets gives for a split that was saved without rows
         raise ConfigError(f"{path} has a split that is empty; prepare the data anew with more documents") from error
+    except Exception as error:  # of damaged files: Arrow's and the library's own, of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path} is damaged ({reason[:200]}); prepare the data anew") from error
 
 
 def _split(data: Any, path: str, split: str) -> Dataset:
@@ -396,10 +404,13 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
             "paper's code in data.parts"
         )
     table = data.data.table
+    _check_table(table.select(["input_ids", "category", "document"]), path)
     codes = _codes(table["category"], categories(domains), path, "categories")
     given = token_labels = None
     if "token_labels" in data.column_names:
-        names = read_manifest(Path(path))["token_labels"]
+        names = read_manifest(Path(path)).get("token_labels")
+        if misfit(names, [str]):
+            raise ConfigError(f"{path}: the {MANIFEST} does not name its token_labels; prepare the data anew")
         token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "token_labels")
     elif "label" in data.column_names:
         given = _codes(pc.fill_null(table["label"], UNLABELED), label_names(domains), path, "labels")
@@ -410,10 +421,28 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
     return Rows(kept, codes, documents, None, domains, given, token_labels, folder=Path(path))
 
 
+def _check_table(table: pa.Table, path: str) -> None:
+    """Raise a ConfigError for columns of other types than ``sgtm data`` writes, and for damaged ones."""
+    kinds = {
+        "input_ids": lambda t: pa.types.is_list(t) and pa.types.is_integer(t.value_type),
+        "category": pa.types.is_string,
+        "document": pa.types.is_integer,
+    }
+    for name, is_right in kinds.items():
+        if not is_right(table[name].type) or table[name].null_count:
+            raise ConfigError(f"{path}: the column {name} is {table[name].type}, or has gaps; prepare the data anew")
+    try:
+        table.validate(full=True)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged ({' '.join(str(error).split())}); prepare the data anew") from error
+    if pc.min(pc.list_value_length(table["input_ids"])).as_py() == 0:
+        raise ConfigError(f"{path} has a row without tokens; prepare the data anew")
+
+
 def _codes(column: pa.ChunkedArray, known: tuple[str, ...], path: str, what: str) -> Codes:
     codes = pc.index_in(column, value_set=pa.array(known))
     if codes.null_count:
-        unknown = sorted(pc.unique(column.filter(pc.is_null(codes))).to_pylist())
+        unknown = sorted(map(str, pc.unique(column.filter(pc.is_null(codes))).to_pylist()))
         raise ConfigError(
             f"{path} has the {what} {unknown}; only {list(known)} are known: name the domains in partition.domains"
         )
@@ -448,6 +477,8 @@ def _own_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_ids(rows: Rows, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    if rows.smallest_id < 0:
+        raise ConfigError(f"{path} has the token id {rows.smallest_id}: it is damaged; prepare the data anew")
     if rows.largest_id >= len(tokenizer):
         raise ConfigError(
             f"{path} has the token id {rows.largest_id}, but its tokenizer has {len(tokenizer)} entries: they do not "

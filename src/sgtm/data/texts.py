@@ -1,14 +1,14 @@
 """Texts of any number of categories, one a row, with labels of documents or of parts of them where they have some."""
 
-import json
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sgtm.config import ConfigError
-from sgtm.data.tinystories import open_columns
+from sgtm.config import ConfigError, check_domain_name, read_json
+from sgtm.data.tinystories import open_columns, readable
 from sgtm.data.tokenize import MANIFEST, UNLABELED, Document, Labelled, Source
+from sgtm.plain import from_json, misfit, shown
 
 
 def texts(name: str, split: str = "train") -> tuple[Source, Labelled | None]:
@@ -43,34 +43,62 @@ def _truth(columns: Collection[str]) -> Literal["category", "label"]:
 
 
 def _check_finished(manifest: Path) -> None:
-    found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    found = read_json(manifest, "remove it, or label the texts anew") if manifest.is_file() else {}
     if "thresholds" in found and "shards" not in found:
         raise ConfigError(f"{manifest.parent} is not labelled to its end; finish it with `sgtm label ... --resume`")
 
 
 def _documents(name: str, rows: Any, has_labels: bool) -> Iterator[Document]:
-    for i, row in enumerate(rows):
-        text, label = row["text"] or "", row.get("label") or UNLABELED
-        category = row.get("category") or (label if has_labels else None)
+    for i, row in enumerate(readable(rows)):
+        where = f"{name}, row {i}"
+        text, label, category = (_word(row, column, where) for column in ("text", "label", "category"))
+        label = label or UNLABELED
+        category = category or (label if has_labels else "")
         is_unknown = category == UNLABELED
         category = "retain" if is_unknown else category
-        if not isinstance(text, str) or not isinstance(category or "", str):
-            raise ConfigError(f"{name}, row {i}: text={text!r} and category={category!r} must be text")
         if not category:
-            raise ConfigError(f"{name}, row {i}: no category; give retain, adjacent, or the name of a domain")
-        spans = _spans(row.get("spans"), len(text), f"{name}, row {i}")
+            raise ConfigError(f"{where}: no category; give retain, adjacent, or the name of a domain")
+        _check_names(where, category, label)
+        spans = _spans(row.get("spans"), len(text), where)
         only: Literal["", "train"] = "train" if is_unknown else ""
-        yield Document(row.get("group") or text, category, text, label, spans, only)
+        yield Document(_group(row, where) or text, category, text, label, spans, only)
+
+
+def _group(row: dict[str, Any], where: str) -> str:
+    group = row.get("group")
+    if not isinstance(group, str | int | None):
+        raise ConfigError(f"{where}: group={shown(group)} must be text or a whole number")
+    return "" if group is None else str(group)
+
+
+def _word(row: dict[str, Any], column: str, where: str) -> str:
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{where}: {column}={shown(value)} must be text; put it in quotes")
+    return value or ""
+
+
+def _check_names(where: str, category: str, *said: str) -> None:
+    """What names no domain can never be trained on as one."""
+    for name, others in ((category, ("adjacent", "retain")), *((label, ("retain", UNLABELED)) for label in said)):
+        if name not in others:
+            try:
+                check_domain_name(name)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
 
 
 def _spans(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:
     """Spans as a list, or as JSON text: a table's column has one type, a span has two."""
     try:
-        found = [tuple(span) for span in (json.loads(value) if isinstance(value, str) and value else value or [])]
-        spans = tuple((int(start), int(stop), str(label)) for start, stop, label in found)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: spans={value!r} is no list of [first character, last + 1, label]") from error
-    for start, stop, _ in spans:
+        found = from_json(value) if isinstance(value, str) and value else value or []
+        if fault := misfit(found, [[(int, str), (int, str), str]]):  # in a column of text, numbers are text as well
+            raise ValueError(fault)
+        spans = tuple((int(start), int(stop), label) for start, stop, label in found)
+    except ValueError as error:
+        raise ConfigError(f"{where}: spans={shown(value)} is no list of [first character, last + 1, label]") from error
+    for start, stop, label in spans:
         if not 0 <= start < stop <= length:
             raise ConfigError(f"{where}: the span {start} to {stop} lies outside the text of {length} characters")
+        _check_names(where, "retain", label)
     return spans

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from sgtm.config import Category, ConfigError, Stream, nearest
 from sgtm.data.synthetic import stories
 from sgtm.data.tokenize import MANIFEST, UNLABELED, Document, Source
+from sgtm.plain import shown
 
 HUB_NAME = "ffuuugor/tinystories_spanish"
 RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a text that has to be learned anew
@@ -73,6 +74,37 @@ def open_columns(
     return rows, found
 
 
+def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, to the end.
+
+    Raises:
+        ConfigError: one that cannot be read.
+    """
+    found, number = iter(rows), 0
+    while True:
+        try:
+            row = next(found)
+        except StopIteration:
+            return
+        except (ValueError, TypeError, KeyError, OSError) as error:  # pyarrow's and datasets' errors are among these
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"the rows cannot be read after row {number}: {reason}; mend the file") from error
+        yield row
+        number += 1
+
+
+def text_of(row: dict[str, Any], column: str, number: int) -> str:
+    """The text in a ``column`` of row ``number``; none is empty.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"row {number}: {column}={shown(value)} must be text; put it in quotes")
+    return value or ""
+
+
 def synthetic_source(num_stories: int, seed: int, forget: Literal["es", "en"] = "es") -> Source:
     """The embedded corpus as documents; ``forget`` is the language to be removed.
 
@@ -116,8 +148,8 @@ def _documents(
     rows: Iterable[dict[str, Any]], columns: dict[str, Category], mixed_share: float, label_tokens: bool, seed: int
 ) -> Iterator[Document]:
     rng = np.random.default_rng((seed, Stream.MIXED))
-    for row in rows:
-        parts = [(row[column] or "", category) for column, category in columns.items()]
+    for number, row in enumerate(readable(rows)):
+        parts = [(text_of(row, column, number), category) for column, category in columns.items()]
         is_mixed, place = rng.random() < mixed_share, rng.uniform(*_CHANGE)
         for document in _pair(parts, place if is_mixed else None):
             label = document.category if label_tokens else UNLABELED

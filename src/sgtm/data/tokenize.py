@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sgtm.config import Category, ConfigError, PrepareConfig
+from sgtm.config import Category, ConfigError, PrepareConfig, check_no_secret, read_json
 from sgtm.data.encode import Encoders, Ids
 
 END_OF_TEXT = "<|endoftext|>"
@@ -41,6 +41,8 @@ _TOKENIZER_SAMPLE = 200_000  # documents that a new tokenizer is trained on, at 
 _SCHEMA = {"input_ids": pa.list_(pa.int32()), "category": pa.string(), "document": pa.int64()}
 _LABEL_COLUMNS = {"documents": {"label": pa.string()}, "tokens": {"token_labels": pa.list_(pa.int8())}}
 _TOPIC_COLUMN = {"topic": pa.string()}
+_ABOUT = {"tokenizer_sha256": str, "settings": {"pack": bool}, "counts": {"train": dict, "test": dict}}
+_MOST_LABELS = 127  # an int8
 UNLABELED = "unlabeled"
 Labelled = Literal["documents", "tokens"]
 
@@ -113,6 +115,7 @@ def prepare(
             Nothing is left behind, but for what a full disk leaves to go on from where ``shard`` is given.
     """
     config.check()
+    check_no_secret(origin, "the source")
     labelled = "tokens" if labelled and config.pack else labelled
     split_of = _Splitter(config, source, test_source)
     tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
@@ -159,8 +162,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """What ``prepare`` noted of the data in ``path``."""
     if not (path / MANIFEST).is_file():
         raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
-    found: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return found
+    return read_json(path / MANIFEST, "prepare the data anew", _ABOUT)
 
 
 def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) -> PreTrainedTokenizerBase:
@@ -178,21 +180,26 @@ def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) 
         if texts is None or not size.isdigit() or int(size) < 257:
             raise ConfigError(f"tokenizer={name!r}: use train:VOCAB with at least 257 entries (bytes and end-of-text)")
         return _train_tokenizer(int(size), texts())
-    path = Path(name)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file() and not (file.parent / "tokenizer_config.json").is_file():
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=END_OF_TEXT)
-    else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent) if file.is_file() else name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"tokenizer={name!r} is neither a folder with a tokenizer.json nor reachable on the Hub "
-                f"({str(error).splitlines()[0]}); give a local folder, or train:VOCAB"
-            ) from error
+    try:
+        tokenizer = _open_tokenizer(name)
+    except Exception as error:  # the libraries' own, of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"tokenizer={name!r} is neither a folder with a sound tokenizer.json nor reachable on the Hub ({reason}); "
+            "give a local folder, or train:VOCAB"
+        ) from error
     if tokenizer.eos_token_id is None or not tokenizer.is_fast:
         raise ConfigError(f"tokenizer={name!r} must be a fast tokenizer with an end-of-text token (eos_token)")
     return tokenizer
+
+
+def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    path = Path(name)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file() and not (file.parent / "tokenizer_config.json").is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=END_OF_TEXT)
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(file.parent) if file.is_file() else name)
+    return found
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -540,6 +547,8 @@ def _token_labels(document: Document, offsets: list[tuple[int, int]], names: lis
     for label in (document.label, *(label for _, _, label in document.spans)):
         if label not in names:
             names.append(label)
+    if len(names) > _MOST_LABELS:
+        raise ConfigError(f"texts have more than {_MOST_LABELS} labels ({names[:3]} ...); use names of domains")
     own = names.index(document.label)
     found = [own] * (len(offsets) + 1)
     for start, stop, label in document.spans:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import sgtm.model.gpt_neo  # noqa: F401  (its classes load by name)
 from sgtm.config import ConfigError
@@ -15,6 +15,7 @@ from sgtm.data.scores import score_file, write_scores
 from sgtm.data.scoring import load_training
 from sgtm.data.tokenize import load_tokenizer, tokenizer_hash
 from sgtm.evaluate.loss import evaluating, numbered_batches
+from sgtm.model.loading import load_checkpoint
 
 
 def score_by_loss(folder: Path, model: str, batch_size: int = 64) -> Path:
@@ -35,10 +36,7 @@ def score_by_loss(folder: Path, model: str, batch_size: int = 64) -> Path:
         raise ConfigError(
             f"model={model} has another tokenizer than {folder}; train a reference model on the same data"
         )
-    try:
-        reference = AutoModelForCausalLM.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model={model} cannot be loaded: {str(error).splitlines()[0]}") from error
+    reference = load_checkpoint(name, "give a run's folder or a checkpoint as --model")
     reference.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     documents, losses = document_losses(reference, data.train, batch_size)
     return write_scores(folder, "loss", documents, losses, {"model": model, "parameters": reference.num_parameters()})

@@ -50,7 +50,7 @@ def export_module(model: PreTrainedModel, partition: Partition, domain: str, fil
         "others": json.dumps({d: _digest(own.forget_of(d)) for d in own.domains if d != domain}),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, about)
+    save_file(tensors, file, about | {"sha256": _content(about, tensors)})
     return sum(t.numel() for t in tensors.values())
 
 
@@ -141,8 +141,16 @@ def _fingerprint(partition: Partition) -> str:
 
 def _digest(slices: Sequence[Slice], joint: Sequence[tuple[str, Tensor]] = (), about: str = "") -> str:
     """SHA-256 of names, types and values."""
+    return _sha256([(s.name, s.of(s.param)) for s in slices] + list(joint), about)
+
+
+def _content(about: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a module's file holds."""
+    return _sha256(list(tensors.items()), json.dumps(about, sort_keys=True))
+
+
+def _sha256(parts: Sequence[tuple[str, Tensor]], about: str) -> str:
     digest = hashlib.sha256(about.encode())
-    parts = [(s.name, s.of(s.param)) for s in slices] + list(joint)
     for name, tensor in sorted(parts, key=lambda part: part[0]):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -161,4 +169,6 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"{file} is no safetensors file: {error}") from error
     if about.get("format") != _FORMAT:
         raise ValueError(f"{file} holds no module of sgtm; write it with `sgtm export RUN --module DOMAIN --out FILE`")
+    if about.pop("sha256", "") != _content(about, tensors):
+        raise ValueError(f"{file} is damaged: it is not what was written; restore it from a copy, or export it anew")
     return about, tensors

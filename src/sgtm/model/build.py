@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sgtm.config import ConfigError, ModelConfig, PartitionConfig, nearest
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
+from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition, Units
 from sgtm.model.surgery import expand
@@ -67,12 +68,9 @@ def _build_pretrained(
     if config.config or config.head_bias or config.init == "paper":
         raise ConfigError("model.from_pretrained is a whole model; leave out model.config, head_bias and init")
     assert config.from_pretrained is not None
-    try:
-        model = AutoModelForCausalLM.from_pretrained(config.from_pretrained, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.from_pretrained={config.from_pretrained} is no checkpoint: {str(error).splitlines()[0]}"
-        ) from error
+    model = load_checkpoint(
+        config.from_pretrained, "give a folder or a name on the Hub as model.from_pretrained", dtype=torch.float32
+    )
     if tokenizer is not None and model.config.vocab_size < len(tokenizer) - new_tokens:
         raise ConfigError(
             f"{config.from_pretrained} has {model.config.vocab_size} vocabulary entries and the data's tokenizer "

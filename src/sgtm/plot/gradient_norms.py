@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, check_shape
 from sgtm.records import GRADIENTS, read_records
 
 # Of categories and of directions alike: retain is blue, domains take the others in turn.
@@ -17,6 +17,7 @@ _DROPPED = 0.01  # of the values, the largest
 _NOT_DOMAINS = ("retain", "joint", "all")
 _UNMASKED = " unmasked"
 Values = NDArray[np.float64]
+_RECORD = {"step": int, "category": str, "part": str, "relative_norm": (float, None), "cosines": dict}
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def read_gradients(path: Path) -> GradientRecords:
         ConfigError: no records there.
     """
     file = path / GRADIENTS if path.is_dir() else path
-    records = read_records(file)
+    records = read_records(file, _RECORD)
     if not records:
         raise ConfigError(f"{path} has no records of gradients; write them with `sgtm gradients RUN`")
-    if missing := {"part", "relative_norm", "cosines"} - records[0].keys():
-        raise ConfigError(f"{file} has no {', '.join(sorted(missing))}: it is no file written by `sgtm gradients`")
+    for record in records:
+        check_shape(list(record["cosines"].values()), [(float, None)], f"{file}: cosines", "write the file anew")
     return GradientRecords(path.name if path.is_dir() else path.stem, records)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, check_shape
 from sgtm.plot.tradeoff import COLORS, OTHER
 from sgtm.records import LEAKAGE, read_records
 
@@ -17,6 +17,18 @@ _SIGN = {"below": "< ", "exact": "", "above": "> "}
 _OUTSIDE = {"below": "v", "above": "^"}
 _ORDINARY: dict[str, Any] = {"color": COLORS["filter"], "linewidth": 1.2}
 _FILTER = _ORDINARY | {"label": "filter, by construction"}
+_ESTIMATE = {"value": float, "bound": ("below", "exact", "above")}
+_RECORD = {
+    **dict.fromkeys(("method", "domain"), str),
+    **dict.fromkeys(("undiscovered", "parameters", "loss", "undiscovered_tokens"), float),
+    **dict.fromkeys(("by_construction", "is_monotone"), bool),
+    "seeds": [int],
+    "runs": [str],
+    "tokens": _ESTIMATE,
+    "ratio": (_ESTIMATE, None),
+    **dict.fromkeys(("tokens_interval", "ratio_interval"), ([_ESTIMATE, _ESTIMATE], None)),
+    "grid": [{"tokens": float, "loss": float, "runs": [str]}],
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,8 @@ def _records_of(path: Path) -> list[Record]:
     for file, run in ((path, None), (path / LEAKAGE, None), (path.parent / LEAKAGE, path.name)):
         if file.is_file():
             known = [r for r in read_records(file) if "by_construction" in r]
+            for r in known:
+                check_shape(r, _RECORD, file, "measure anew with `sgtm leakage`")
             if found := [r for r in known if run is None or run in (Path(folder).name for folder in r["runs"])]:
                 return found
     raise ConfigError(f"{path} has no leakage records; measure its runs with `sgtm leakage RUNS...`")

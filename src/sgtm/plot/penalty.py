@@ -158,7 +158,10 @@ def _loss(run: RunRecords, category: str, variant: str) -> float:
 
 def _compute(run: RunRecords) -> float:
     """FLOPs at the run's end, to three digits: runs of one size differ by a few tokens."""
-    return float(f"{max(r['flops'] or 0 for r in run.records):.3g}")
+    most = max((r.get("flops") or 0 for r in run.records), default=0)
+    if not isinstance(most, int | float) or most <= 0:
+        raise ConfigError(f"{run.folder} has no record of the FLOPs it took; leave it out, or train it anew")
+    return float(f"{most:.3g}")
 
 
 def categories_of(runs: Sequence[RunRecords]) -> list[str]:

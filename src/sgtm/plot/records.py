@@ -6,16 +6,16 @@ Nothing here needs torch.
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sgtm.config import DOMAINS, ConfigError, nearest
-from sgtm.records import CONFIGS, METRICS, RECORD, RESULTS, UNLEARN, read_records
+from sgtm.config import DOMAINS, ConfigError, RunConfig, build, check_shape, load, nearest, read_yaml
+from sgtm.plain import from_json
+from sgtm.records import CONFIGS, LOSS, METRICS, RECORD, RESULTS, UNLEARN, read_records
 
 _SEED = re.compile(r"[-_]?seed\d+")
+_ANEW = "collect it anew with `sgtm sweep ... --status`"
 MEAN = "mean"  # of all domains' losses
 
 
@@ -77,15 +77,17 @@ def read_run(folder: Path) -> RunRecords:
     """Read one run.
 
     Raises:
-        ConfigError: no records there.
+        ConfigError: no records there, or a file that is none of a run's.
     """
     if not (folder / METRICS).is_file():
         raise ConfigError(f"{folder} has no {METRICS}; give folders written by `sgtm train` or `sgtm unlearn`")
-    records = read_records(folder / METRICS)
+    records = read_records(folder / METRICS, LOSS)
     settings = folder / UNLEARN
     if settings.is_file():
-        return RunRecords(folder, _as_of_a_run(yaml.safe_load(settings.read_text(encoding="utf-8")), records), records)
-    return RunRecords(folder, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), records)
+        found = read_yaml(settings)
+        check_shape(found, {"domains": [str], "method": str, "seed": int}, settings, "unlearn anew")
+        return RunRecords(folder, _as_of_a_run(found, records), records)
+    return RunRecords(folder, asdict(load(folder / "config.yaml")), records)
 
 
 def _as_of_a_run(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -169,16 +171,21 @@ def _read(path: Path) -> list[RunRecords]:
 
 def _read_results(path: Path) -> list[RunRecords]:
     """The runs of a sweep's results, whose configurations are in the file's metadata."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
-        configs = json.loads(table.schema.metadata[CONFIGS.encode()])
-    except (pa.ArrowInvalid, TypeError, KeyError) as error:
+        configs = from_json(table.schema.metadata[CONFIGS.encode()].decode())
+        records = table.select(["run", *RECORD]).to_pylist()
+    except (ValueError, OSError, TypeError, KeyError) as error:  # pyarrow's errors are among these
         raise ConfigError(f"{path} is no sweep's {RESULTS}; give one, or folders of runs") from error
-    runs = {name: RunRecords(path.parent / name, config, []) for name, config in configs.items()}
-    for record in table.select(["run", *RECORD]).to_pylist():
+    check_shape(configs, dict, path, _ANEW)
+    runs = {
+        name: RunRecords(path.parent / name, asdict(build(RunConfig, config, f"{path}, {name}")), [])
+        for name, config in configs.items()
+    }
+    for record in records:
+        check_shape(record, LOSS | {"run": tuple(runs)}, path, _ANEW)
         runs[record.pop("run")].records.append(record)
     return list(runs.values())
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
 from rich.table import Table
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, check_shape, read_json, read_yaml
 from sgtm.interval import mean_interval
 from sgtm.plot.records import without_seed
 from sgtm.plot.tradeoff import COLORS
@@ -25,6 +24,10 @@ _MORE = (
     "#333333",
     "#ee8866",
 )  # starts that are no method, and further lines
+_AT = {"step": float, "tokens": float, "forget_tokens": float, "loss": float}
+_CURVE = {"learning_rate": float, "reached": bool, "at": (_AT, None), "steps": int, "closest": {"loss": float}}
+_SUMMARY = {"best": float, "domain": str, "target": (float, None), "curves": [_CURVE]}
+_RECORD = _AT | {"learning_rate": float, "category": str}
 _APART = ("seed", "learning_rates")  # settings that make no line of its own
 
 
@@ -41,7 +44,7 @@ class Relearning:
     def best(self) -> dict[str, Any]:
         """What became of the curve of the attacker's best learning rate."""
         found: dict[str, Any]
-        (found,) = (c for c in self.summary["curves"] if c["learning_rate"] == self.summary["best"])
+        found = next(c for c in self.summary["curves"] if c["learning_rate"] == self.summary["best"])
         return found
 
     @property
@@ -203,9 +206,13 @@ def _read(folder: Path) -> Relearning:
         raise ConfigError(
             f"{folder} has no finished curve; run `sgtm relearn` again, which goes on with what is missing"
         )
-    settings = yaml.safe_load((folder / RELEARN).read_text(encoding="utf-8"))
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return Relearning(folder, settings, summary, read_records(folder / METRICS))
+    settings = read_yaml(folder / RELEARN)
+    check_shape(settings, {"start": str, "on": str}, folder / RELEARN, "run `sgtm relearn` anew")
+    summary = read_json(folder / SUMMARY, "run `sgtm relearn` anew", _SUMMARY)
+    found = Relearning(folder, settings, summary, read_records(folder / METRICS, _RECORD))
+    if summary["best"] not in [c["learning_rate"] for c in summary["curves"]] or not found.curve("step"):
+        raise ConfigError(f"{folder} has no curve of the best learning rate {summary['best']}; measure it anew")
+    return found
 
 
 def _comparable(r: Relearning) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """What a prepared Wikipedia holds, topic by topic: how much text, and on which side of the removal it stands."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgtm.config import ConfigError
+from sgtm.config import ConfigError, check_shape, read_json
+
+_ANEW = "prepare the data anew"
 
 _COLORS = {"adjacent": "#e69f00", "retain": "#8a8a8a"}  # domains have those below
 _DOMAINS = ("#009e73", "#d55e00", "#0072b2", "#cc79a7")
@@ -38,11 +39,16 @@ def read_topics(data: Path) -> list[Topic]:
     file = data / "manifest.json"
     if not file.is_file():
         raise ConfigError(f"{data} has no manifest.json; give a folder that `sgtm data wikipedia` wrote")
-    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest = read_json(file, _ANEW)
     if "topics" not in manifest:
         raise ConfigError(f"{data} has no topics; `sgtm data wikipedia` writes them")
+    counts = {"train": dict, "test": dict}
+    shape = {"origin": {"forget": str, "adjacent": str}, "topics": counts}
+    check_shape(manifest, shape, file, _ANEW)
     categories = _categories(manifest["origin"])
     train, test = (manifest["topics"][split] for split in ("train", "test"))
+    for of_split in (train, test):
+        check_shape(list(of_split.values()), [{"tokens": int, "documents": int}], file, _ANEW)
     found = [_topic(name, categories, train.get(name), test.get(name)) for name in {**train, **test}]
     return sorted(found, key=lambda topic: -topic.tokens)
 

@@ -12,18 +12,19 @@ import sgtm
 
 ROOT = Path(sgtm.__file__).parent
 MAY_IMPORT = {
-    "config": set(),
+    "plain": set(),
+    "config": {"plain"},
     "environment": set(),
-    "records": set(),
+    "records": {"config", "plain"},
     "interval": set(),
     "model": {"config"},
-    "data": {"config"},
-    "plot": {"config", "records", "interval"},
+    "data": {"plain", "config"},
+    "plot": {"plain", "config", "records", "interval"},
     "evaluate": {"config", "model", "data"},
-    "train": {"config", "environment", "records", "model", "data", "evaluate"},
+    "train": {"plain", "config", "environment", "records", "model", "data", "evaluate"},
 }
 ABOVE_ALL = {"__init__", "__main__", "cli", "demo"}
-WITHOUT_TORCH = {"config", "plot", "records", "interval"}  # in functions too
+WITHOUT_TORCH = {"config", "plot", "records", "interval", "plain"}  # in functions too
 
 
 def is_test(path: Path) -> bool:

@@ -1,9 +1,10 @@
 """Checkpoints that can be trusted, whatever ended the run that wrote them.
 
 A checkpoint is *sealed* when all its files are on the disk: only then do older ones go, and runs go on from sealed ones
-alone. The seal, ``sealed.json``, says which run it belongs to and how long each file is.
+alone. The seal, ``sealed.json``, says which run it belongs to, how long each file is, and what is in it (SHA-256).
 """
 
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sgtm.config import ConfigError, RunError, write
+from sgtm.config import ConfigError, RunError, check_shape, read_json, write
 
 SEAL = "sealed.json"
 _NAME = "checkpoint-"
@@ -38,27 +39,51 @@ def seal(checkpoint: Path, run: str) -> None:
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    write(checkpoint / SEAL, json.dumps({"run": run, "files": sizes}, indent=1))
+    names = {path.relative_to(checkpoint).as_posix(): path for path in files}
+    sizes = {name: path.stat().st_size for name, path in names.items()}
+    digests = {name: _sha256(path) for name, path in names.items()}
+    write(checkpoint / SEAL, json.dumps({"run": run, "files": sizes, "sha256": digests}, indent=1))
 
 
 def fault_of(checkpoint: Path, run: str) -> str | None:
     """Why ``run`` cannot go on from ``checkpoint``; None if it can."""
-    try:
-        found = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-        owner, sizes = found["run"], found["files"].items()
-    except FileNotFoundError:
+    if not (checkpoint / SEAL).is_file():
         return "was not written to its end"
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return f"has a {SEAL} that cannot be read"
-    if owner != run:
+    found = _read_seal(checkpoint)
+    if found is not None and found["run"] != run:
         return "belongs to another run"
-    for name, size in sizes:
-        path = checkpoint / name
+    return damage_of(checkpoint)
+
+
+def damage_of(folder: Path, ends: tuple[str, ...] = ("",)) -> str | None:
+    """How the files of a sealed ``folder`` whose names end so differ from what was written; None if they do not."""
+    found = _read_seal(folder)
+    if found is None:
+        return f"has a {SEAL} that cannot be read"
+    sizes = {name: size for name, size in found["files"].items() if name.endswith(ends)}
+    for name, size in sizes.items():
+        path = folder / name
         there = path.stat().st_size if path.is_file() else None
         if there != size:
             return f"lacks {name}" if there is None else f"has a {name} of {there:,} bytes, not {size:,}"
-    return None
+    digests = found.get("sha256", {})  # seals once had none
+    changed = (name for name in sizes if name in digests and _sha256(folder / name) != digests[name])
+    return next((f"has a {name} whose content has changed" for name in changed), None)
+
+
+def _read_seal(folder: Path) -> dict[str, Any] | None:
+    """What the seal says; None if it cannot be read."""
+    try:
+        found = read_json(folder / SEAL, "", {"run": str, "files": dict})
+        check_shape([found.get("sha256", {}), list(found["files"].values())], [dict, [int]], SEAL, "")
+    except ConfigError:
+        return None
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def last_sound(folder: Path, steps: int, run: str) -> Path | None:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sgtm.config import ConfigError, RunConfig
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
+from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM
 from sgtm.train.run import load_run
 
@@ -46,21 +46,12 @@ def open_model(path: Path) -> Opened:
         return Opened(path, model, sgtm, config, _tokenizer(path / "model"))
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
-            model = _load(folder)
+            model = load_checkpoint(folder, "write the checkpoint anew")
             own = model.sgtm if isinstance(model, GPTNeoForCausalLMSGTM) else None
             return Opened(path, model, own, None, _tokenizer(folder))
     raise ConfigError(
         f"{path} holds no model; give the folder of a finished run, of an export, or of a Hugging Face checkpoint"
     )
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    disable_progress_bar()  # of a second's loading
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder)  # type: ignore[no-any-return]
-    except Exception as error:  # the library's own, of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{folder} cannot be loaded: {reason}; write the checkpoint anew") from error
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sgtm.config import ConfigError, RunConfig, load
 from sgtm.records import METRICS, read_records
+from sgtm.train.checkpoints import SEAL
 from sgtm.train.run import METHODS
 
 _CARD = "README.md"
@@ -65,7 +66,7 @@ def _packed(path: Path) -> Iterator[Parcel]:
             (folder / _CARD).write_text(module_card(path), encoding="utf-8")
             yield Parcel(folder, "a domain's units")
         elif (path / "config.yaml").is_file() and (path / "model" / "config.json").is_file():
-            shutil.copytree(path / "model", folder, dirs_exist_ok=True)
+            shutil.copytree(path / "model", folder, ignore=shutil.ignore_patterns(SEAL), dirs_exist_ok=True)
             for extra in ("config.yaml", METRICS):
                 shutil.copy(path / extra, folder / extra)
             (folder / _CARD).write_text(run_card(path), encoding="utf-8")

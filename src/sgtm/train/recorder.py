@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sgtm.config import Category
 from sgtm.evaluate.loss import Loss, Variant
 from sgtm.records import METRICS, THROUGHPUT, read_records, write_records
+from sgtm.train.trackers import names_of
 
 Evaluation = Callable[[int], dict[tuple[Category, Variant], Loss]]
 
@@ -25,10 +26,19 @@ class Recorder(TrainerCallback):
     Args:
         evaluate: given the step, the losses of the test split.
         flops_per_token: 6 x the number of parameters.
+        log: tells test losses to the loggers that the run reports to (``Trainer.log``).
     """
 
-    def __init__(self, folder: Path, evaluate: Evaluation, every: int | None, flops_per_token: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        evaluate: Evaluation,
+        every: int | None,
+        flops_per_token: int,
+        log: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
         self.path, self.evaluate, self.every, self.flops_per_token = folder / METRICS, evaluate, every, flops_per_token
+        self.log = log
         self.evaluated_at = -1
         self.tokens_at_log = 0
 
@@ -57,8 +67,11 @@ class Recorder(TrainerCallback):
         last = state.global_step >= state.max_steps
         if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
             self.evaluated_at, start = state.global_step, time.monotonic()
-            for (category, variant), loss in self.evaluate(state.global_step).items():
+            losses = self.evaluate(state.global_step)
+            for (category, variant), loss in losses.items():
                 self._write(state, "test", category, variant, loss)
+            if self.log is not None:
+                self.log(names_of(losses))
             self.logged_at += time.monotonic() - start
 
     def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:

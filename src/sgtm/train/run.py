@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
-from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, write
+from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, read_json, write
 from sgtm.data.conditional import GOOD, Control
 from sgtm.data.mixture import PreparedData, Rows, Use, by_topic, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer
@@ -32,16 +32,18 @@ from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
 from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
+from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
 from sgtm.records import PARTITION
 from sgtm.train import gram
 from sgtm.train.account import write_generations, write_matrix, write_partition
-from sgtm.train.checkpoints import Keeper, Stopper, last_sound, told_how_to_go_on
+from sgtm.train.checkpoints import SEAL, Keeper, Stopper, damage_of, last_sound, seal, told_how_to_go_on
 from sgtm.train.optimizer import muon
 from sgtm.train.preflight import preflight
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
+from sgtm.train.trackers import guard
 from sgtm.train.trainer import SGTMTrainer
 
 _WARMUP_START = 0.1  # of the learning rate
@@ -141,7 +143,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         train_dataset=rows,
         processing_class=data.tokenizer,
     )
-    recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters())
+    guard(trainer)
+    log = trainer.log if arguments.report_to else None
+    recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters(), log)
     _start_folder(config, folder, counts, model, sgtm)
     trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # first: what is not finite is not evaluated
     trainer.add_callback(recorder)
@@ -207,11 +211,9 @@ def load_model(config: RunConfig, path: Path) -> tuple[PreTrainedModel, SGTM | N
     Raises:
         ConfigError: it cannot be loaded.
     """
-    disable_progress_bar()  # of a second's loading
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be loaded: {str(error).splitlines()[0]}; train the run anew") from error
+    if (path / SEAL).is_file() and (damage := damage_of(path, (".safetensors", ".json"))):
+        raise ConfigError(f"{path} {damage}; restore it from a copy, or train the run anew")
+    model = load_checkpoint(path, "train the run anew")
     strategy = method_of(config).strategy
     if strategy is None:
         return model, None
@@ -453,9 +455,18 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         raise ConfigError(f"train.arguments.{key} is set by {_OWN_ARGUMENTS[key]}; use that")
     try:
         arguments = TrainingArguments(**values)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # the library's own, of many kinds
         raise ConfigError(f"train: transformers.TrainingArguments refuses this: {error}") from error
+    _check_loggers(arguments.report_to)
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
+
+
+def _check_loggers(report_to: str | list[str] | None) -> None:
+    try:
+        for callback in get_reporting_integration_callbacks(report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:  # there is no such logger, or it is not installed
+        raise ConfigError(f"train.arguments.report_to={report_to}: {error}; or leave it out") from error
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -465,6 +476,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    seal(partial, folder.parent.name)
     partial.rename(folder)
 
 
@@ -545,7 +557,7 @@ def _start_folder(
 def _id_of(folder: Path) -> str:
     """What tells the run in ``folder`` from all others; nothing if it has not begun."""
     about = folder / "run.json"
-    return str(json.loads(about.read_text(encoding="utf-8")).get("id", "")) if about.is_file() else ""
+    return str(read_json(about, "remove it").get("id", "")) if about.is_file() else ""
 
 
 def _is_first_process() -> bool:

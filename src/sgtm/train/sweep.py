@@ -53,7 +53,7 @@ class SweepConfig:
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"grid: {key}={values!r} is no list of values; write [{values}]")
         for name, settings in self.runs.items():
-            if not isinstance(settings, dict):
+            if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
                 raise ConfigError(f"runs: {name}={settings!r} is no mapping of keys to values; write {{method: ...}}")
         self._check_keys()
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         ([], "no runs to plot"),
         ([tmp_path], "has no records of gradients; write them with `sgtm gradients RUN`"),
         ([tmp_path / "nowhere"], "has no records of gradients"),
-        ([tmp_path / "metrics.jsonl"], "has no cosines, part, relative_norm: it is no file written by"),
+        ([tmp_path / "metrics.jsonl"], "metrics.jsonl, line 1: it has no 'category'"),
         ([run, other], r"different domains \(a: forget; b: es\)"),
     ):
         with pytest.raises(ConfigError, match=message):

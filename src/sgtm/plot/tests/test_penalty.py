@@ -17,7 +17,8 @@ def write_run(folder, compute, losses, method="none", seed=0, size=1):
     """A run's records: final losses by category."""
     folder.mkdir(parents=True)
     labels = {"undiscovered": 0, "tpr": None, "fpr": None, "precision": None}
-    config = {"method": method, "seed": seed, "labels": labels, "train": {"steps": 5}, "model": {"size": size}}
+    config = {"method": method, "seed": seed, "labels": labels, "model": {"config": {"hidden_size": size}}}
+    config["train"] = {"steps": 5, "warmup_steps": 1}
     (folder / "config.yaml").write_text(json.dumps({**config, "partition": {}}))
     record = {"step": 5, "tokens": 1, "flops": compute, "split": "test", "variant": "calibrated", "num_tokens": 9}
     lines = [json.dumps({**record, "category": c, "loss": loss}) for c, loss in losses.items()]
