@@ -26,12 +26,14 @@ from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.loss import Loss, Variant, ablation_matrix, evaluate_categories, of_categories
+from sgtm.evaluate.share import Share
 from sgtm.model.attach import export_module
 from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
 from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.masking import SGTM
+from sgtm.model.sharding import whole_weights
 from sgtm.model.strategies import STRATEGIES
 from sgtm.train import gram
 from sgtm.train.checkpoints import Keeper, Stopper, last_sound, told_how_to_go_on
@@ -144,8 +146,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     use_cache = model.config.use_cache
     _run(trainer, folder, checkpoint)
     model.config.use_cache = use_cache  # Trainer turns it off
+    weights = whole_weights(model)
     if trainer.is_world_process_zero():
-        save_model(model, data.tokenizer, folder / "model")
+        save_model(model, data.tokenizer, folder / "model", weights)
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
 
@@ -323,7 +326,14 @@ class Evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
             losses = evaluate_categories(
-                self.model, self.groups, self.sgtm, self.bias, size, self.without, self.for_removed
+                self.model,
+                self.groups,
+                self.sgtm,
+                self.bias,
+                size,
+                self.without,
+                self.for_removed,
+                Share.of_process(),
             )
         self.losses = losses if self.groups is self.test else of_categories(losses) | losses
         return self.losses
@@ -428,12 +438,21 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer as a Hugging Face checkpoint; a kill leaves none of it at ``folder``."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write model and tokenizer as a Hugging Face checkpoint; a kill leaves none of it at ``folder``.
+
+    Args:
+        weights: of a sharded model, which has its own in parts.
+    """
     disable_progress_bar()  # of the shards being written; the training's own bar is enough
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     partial.rename(folder)
 
