@@ -16,6 +16,7 @@ from sgtm.config import CalibrateConfig, Category
 from sgtm.data.mixture import Rows
 from sgtm.evaluate.loss import batches, evaluating
 from sgtm.model.masking import SGTM
+from sgtm.model.sharding import has_shards, whole_linear
 
 _START_STD = 0.1
 _FINAL_RATE = 0.1
@@ -44,7 +45,7 @@ def fit_bias(
         ValueError: a family whose logits are not the head's output (they could not be rebuilt from hidden states).
     """
     generator = torch.Generator().manual_seed(seed)
-    head: Any = model.get_output_embeddings()
+    head: Any = whole_linear(model.get_output_embeddings())
     cached = {category: _hidden_states(model, head, found, sgtm, without) for category, found in rows.items()}
     removed = {category for category, r in rows.items() if category in (without or r.domains)}
     weights = {category: 1.0 if category in removed else config.retain_weight for category in rows}
@@ -81,13 +82,27 @@ def _hidden_states(
     targets: list[Tensor] = []
     with evaluating(model, sgtm, without):
         for input_ids, labels in batches(model, rows, _CACHE_BATCH):
-            states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            states = _last_hidden_state(model, input_ids)
             if not hidden:
                 _check_head(model, head, input_ids[:1], states[:1])
             told = labels[:, 1:] != -100
             hidden.append(states[:, :-1][told])
             targets.append(labels[:, 1:][told])
     return torch.cat(hidden), torch.cat(targets)
+
+
+def _last_hidden_state(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """(batch, seq, hidden), of a pass of the whole model if it is sharded: its root gathers the parameters."""
+    if not has_shards(model):
+        states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return states
+    seen: list[Tensor] = []
+    hook = model.base_model.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
+    try:
+        model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 def _check_head(model: PreTrainedModel, head: Any, input_ids: Tensor, states: Tensor) -> None:

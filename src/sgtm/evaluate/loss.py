@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from sgtm.config import Category
 from sgtm.data.mixture import Rows, collate
+from sgtm.evaluate.share import WHOLE, Share
 from sgtm.model.masking import SGTM
 
 Variant = Literal["intact", "ablated", "calibrated"]
@@ -37,6 +38,7 @@ def evaluate_loss(
     bias: Tensor | None = None,
     batch_size: int = 64,
     without: Sequence[str] = (),
+    share: Share = WHOLE,
 ) -> Loss:
     """Next-token loss of ``model`` on ``rows``, token-weighted; end-of-text counts, padding does not.
 
@@ -45,19 +47,21 @@ def evaluate_loss(
         bias: (vocab,) added to the logits (calibration).
         batch_size: rows of one forward pass, fewer where the logits would be large.
         without: the domains that the ablated model is without; all by default.
+        share: of the rows that this process takes; the loss is that of all of them.
 
     Raises:
         ValueError: no row has a token to predict.
     """
     total, count = torch.zeros((), dtype=torch.float64), 0
     with evaluating(model, sgtm, without):
-        for input_ids, labels in batches(model, rows, batch_size):
+        for input_ids, labels in batches(model, rows, batch_size, share):
             logits = model(input_ids=input_ids, use_cache=False).logits
             total += _sum_of_losses(logits, labels, bias)
             count += int((labels[:, 1:] != -100).sum())
-    if not count:
+    whole, num_tokens = share.sum([float(total), count], model.device)
+    if not num_tokens:
         raise ValueError(f"{len(rows)} rows have no token to predict; rows need at least two tokens")
-    return Loss(float(total) / count, count)
+    return Loss(whole / num_tokens, int(num_tokens))
 
 
 @contextmanager
@@ -80,6 +84,7 @@ def evaluate_categories(
     batch_size: int,
     without: Sequence[str] = (),
     for_removed: Callable[[Rows], Rows] | None = None,
+    share: Share = WHOLE,
 ) -> dict[tuple[Category, Variant], Loss]:
     """Losses of every category for the intact and ablated model and, with a ``bias``, the calibrated one.
 
@@ -90,13 +95,13 @@ def evaluate_categories(
     """
     losses: dict[tuple[Category, Variant], Loss] = {}
     for category, of_category in rows.items():
-        intact = evaluate_loss(model, of_category, batch_size=batch_size)
+        intact = evaluate_loss(model, of_category, batch_size=batch_size, share=share)
         losses[category, "intact"] = losses[category, "ablated"] = intact
         given = of_category if for_removed is None else for_removed(of_category)
         if sgtm is not None or given is not of_category:
-            losses[category, "ablated"] = evaluate_loss(model, given, sgtm, None, batch_size, without)
+            losses[category, "ablated"] = evaluate_loss(model, given, sgtm, None, batch_size, without, share)
         if bias is not None:
-            losses[category, "calibrated"] = evaluate_loss(model, given, sgtm, bias, batch_size, without)
+            losses[category, "calibrated"] = evaluate_loss(model, given, sgtm, bias, batch_size, without, share)
     return losses
 
 
@@ -128,24 +133,32 @@ def ablation_matrix(
     }
 
 
-def batches(model: PreTrainedModel, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    model: PreTrainedModel, rows: Rows, batch_size: int, share: Share = WHOLE
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids, labels), (batch, seq) each, on the model's device; rows of like length stand together."""
-    for _, input_ids, labels in numbered_batches(model, rows, batch_size):
+    for _, input_ids, labels in numbered_batches(model, rows, batch_size, share):
         yield input_ids, labels
 
 
 def numbered_batches(
-    model: PreTrainedModel, rows: Rows, batch_size: int
+    model: PreTrainedModel, rows: Rows, batch_size: int, share: Share = WHOLE
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
-    """As ``batches``, and before them (batch,) which rows these are."""
+    """As ``batches``, and before them (batch,) which rows these are.
+
+    Every ``share`` has as many batches, as a sharded model needs; where one has no row of a batch it is given one
+    without a label.
+    """
     parameter = next(model.parameters())
     lengths = np.array([len(rows.data[i]["input_ids"]) for i in range(len(rows))])
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        size = rows_that_fit(model, int(lengths[order[start]]), batch_size)
-        found = order[start : start + size]
-        batch = collate([_read(rows[int(i)]) for i in found])
+        size = rows_that_fit(model, int(lengths[order[start]]), batch_size) * share.num
+        found = share.of(order[start : start + size])
+        batch = collate([_read(rows[int(i)]) for i in (found if len(found) else order[start : start + 1])])
+        if not len(found):
+            batch["labels"].fill_(-100)
         yield found, batch["input_ids"].to(parameter.device), batch["labels"].to(parameter.device)
         start += size
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sgtm.config import nearest
 from sgtm.model.partition import Partition, Slice, Span
 from sgtm.model.positions import Frozen, check_batch, frozen_modules, over, train_apart
+from sgtm.model.sharding import has_shards, local
 from sgtm.model.strategies import STRATEGIES, Strategy
 
 Mode = str | Sequence[str] | Tensor
@@ -69,7 +70,7 @@ class SGTM:
         self.partition = partition
         self.strategy = strategy if isinstance(strategy, Strategy) else _named(strategy)
         self._forget = next(iter(partition.domains)) if len(partition.domains) == 1 else "forget"  # what that means
-        self.mode: str | Tensor = "default"  # a name, or codes (batch, 1 or seq)
+        self.mode: str | Tensor = "default"  # a name, or codes (batch, 1 or seq); () where all positions have one
         self._silenced: frozenset[str] = frozenset()  # domains whose units give zero whatever the mode
         self._heard: frozenset[str] = frozenset()  # domains whose units are not silenced by other modes
         self._in_batch = False
@@ -90,7 +91,8 @@ class SGTM:
         that other batches accumulated before it in the same step are kept (they are set aside in between; run the
         forget batches of a step first and there is nothing to set aside). So nothing but forward and backward belongs
         inside: clear gradients before, step the optimizer after. Where each example or position has a mode of its
-        own, gradients are masked as they arise.
+        own, and on sharded parameters (FSDP2), gradients are masked as they arise: other processes may hold other
+        modes, and see only the sum.
 
         Raises:
             ValueError: an unknown mode, or modes that do not fit the batch.
@@ -98,6 +100,8 @@ class SGTM:
                 inside a batch.
         """
         mode = self._resolve(mode)
+        if isinstance(mode, str) and has_shards(self.partition.model):
+            mode = torch.tensor(self.partition.modes.index(mode), device=self.partition.model.device)
         if self._in_batch:
             raise RuntimeError(
                 f"sgtm.batch({_shown(mode)}) inside sgtm.batch({_shown(self.mode)}): gradients of the two could not be "
@@ -208,7 +212,7 @@ class SGTM:
         for name in self.partition.joint:
             modes = everything - set(self.partition.domains) if name in self.frozen_joint else everything
             cuts[name] = [Block(name, None, "joint", modes)]
-        return [block for name, _ in self.partition.model.named_parameters() for block in cuts[name]]
+        return [block for name, _ in self.partition.named_parameters() for block in cuts[name]]
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -327,7 +331,7 @@ class SGTM:
         for name in joint:
             grad = self.partition.model.get_parameter(name).grad
             if grad is not None:
-                grad.zero_()
+                local(grad).zero_()
 
     def _parameters(self, slices: Sequence[Slice], joint: Sequence[str]) -> list[nn.Parameter]:
         by_name = {s.name: s.param for s in slices}
@@ -380,7 +384,7 @@ def _shown(mode: str | Tensor) -> str:
 
 def _zero_gradient(s: Slice) -> None:
     if s.param.grad is not None:
-        s.of(s.param.grad).zero_()
+        s.local(s.param.grad).zero_()
 
 
 def _refuse_mode_argument(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from sgtm.config import ConfigError, check_domain_name, modes, nearest
 from sgtm.model.architectures import Architecture, architecture_of
+from sgtm.model.sharding import has_shards, local, local_range
 from sgtm.model.sublayers import UNITS, Projection, Sublayer, layers_of, sublayers
 from sgtm.model.surgery import init_std, num_units, reorder
 
@@ -91,11 +92,17 @@ class Slice(NamedTuple):
 
     @property
     def numel(self) -> int:
-        return self.of(self.param).numel()
+        shape = self.param.shape
+        return shape.numel() // shape[self.dim] * (self.stop - self.start)
 
     def of(self, tensor: Tensor) -> Tensor:
         """The same elements of a ``tensor`` shaped like the parameter (weight, gradient, an optimizer's state)."""
         return tensor.narrow(self.dim, self.start, self.stop - self.start)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """The same elements, as far as this process holds them: a view to write to, whether or not it is sharded."""
+        start, stop = local_range(tensor, self.dim, self.start, self.stop)
+        return local(tensor).narrow(self.dim, start, stop - start)
 
 
 class Span(NamedTuple):
@@ -237,7 +244,12 @@ class Partition:
     def joint(self) -> dict[str, nn.Parameter]:
         """Parameters that no unit owns: embeddings, norms, head, and layers without forget units."""
         owned = {s.name for s in (*self.retain, *self.forget)}
-        return {name: p for name, p in self.model.named_parameters() if name not in owned}
+        return {name: p for name, p in self.named_parameters() if name not in owned}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's parameters, by the names that ``get_parameter`` knows whatever its layers are wrapped in."""
+        for name, p in self.model.named_parameters():
+            yield name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""), p
 
     def select_joint(self, names: Iterable[str]) -> tuple[str, ...]:
         """Names of the joint parameters meant by ``names``.
@@ -307,11 +319,15 @@ class Partition:
             generator: random numbers for ``reinit``.
 
         Raises:
-            ValueError: a name that is no domain.
+            ValueError: a name that is no domain; or ``reinit`` of a sharded model.
         """
+        if reinit and has_shards(self.model):
+            raise ValueError(
+                "reinit=True would draw the same numbers for every shard; do it before the model is sharded"
+            )
         std = init_std(self.model.config)
         for s in self.forget_of(*domains):
-            part = s.of(s.param)
+            part = s.local(s.param)
             if reinit and s.site.endswith(".in") and s.param.ndim == 2:
                 part.normal_(0.0, std, generator=generator)
             else:

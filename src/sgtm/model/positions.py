@@ -135,9 +135,13 @@ def _apart(frozen: Frozen, spared: Spared) -> Forward:
 def over(positions: Tensor, x: Tensor) -> Tensor:
     """``positions`` (batch, 1 or seq) in a shape that broadcasts over x: (batch, seq, ...) or (batch * seq, ...).
 
+    () is all positions, or none.
+
     Raises:
         ValueError: they do not fit.
     """
+    if positions.ndim == 0:
+        return positions
     batch, seq = positions.shape
     if x.ndim > 3 and 1 < seq == x.shape[1] == x.shape[2]:
         raise _misfit(
@@ -156,7 +160,7 @@ def check_batch(positions: Tensor, ids: Tensor) -> None:
     Raises:
         ValueError: ``ids`` (batch, seq) are not as many examples as ``positions`` (batch, 1 or seq).
     """
-    if len(ids) != len(positions):
+    if positions.ndim and len(ids) != len(positions):
         raise _misfit(positions, f"a batch of shape {tuple(ids.shape)}")
 
 
@@ -187,14 +191,26 @@ def _again(frozen: Frozen, forward: Forward, spared: Spared, *args: Any, **kwarg
     for size in range(1, len(masks) + 1):
         for domains in combinations(masks, size):  # a larger set holds at fewer positions, and has the last word
             constant = {
-                name: _constant(frozen.module.get_parameter(name), [p for p in parts if p.domain in domains])
+                f"module.{name}": _constant(
+                    frozen.module.get_parameter(name), [p for p in parts if p.domain in domains]
+                )
                 for name, parts in frozen.parts.items()
             }
-            with _forward(frozen.module, forward):
-                z = functional_call(frozen.module, constant, args, kwargs)
+            z = functional_call(_Bare(frozen.module, forward), constant, args, kwargs)
             where = torch.stack([masks[domain] for domain in domains]).all(0)  # type: ignore[misc]
             y = torch.where(over(where, y), z, y)
     return y
+
+
+class _Bare(nn.Module):
+    """``forward`` of a module without the module's hooks, which have run (FSDP's gather its parameters)."""
+
+    def __init__(self, module: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.module, self.compute = module, forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compute(*args, **kwargs)
 
 
 def _constant(p: Tensor, parts: list[Part]) -> Tensor:

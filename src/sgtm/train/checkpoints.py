@@ -22,6 +22,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sgtm.config import ConfigError, RunError, check_shape, read_json, write
+from sgtm.model.sharding import local
 
 SEAL = "sealed.json"
 _NAME = "checkpoint-"
@@ -224,8 +225,11 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _is_finite(model: torch.nn.Module) -> bool:
-    sums = torch.stack([p.detach().float().sum() for p in model.parameters()])
-    return bool(sums.isfinite().all())
+    sums = torch.stack([local(p.detach()).float().sum() for p in model.parameters()])
+    is_finite = sums.isfinite().all().float()
+    if distributed.is_initialized():  # each process may hold a shard, and all must come to one answer
+        distributed.all_reduce(is_finite, distributed.ReduceOp.MIN)
+    return bool(is_finite)
 
 
 def _step(checkpoint: Path) -> int:

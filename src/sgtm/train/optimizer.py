@@ -3,6 +3,9 @@
 A zero gradient is no frozen weight: AdamW's momentum and weight decay go on moving it. Here the optimizer is given
 *views* of the weights' storage, one for each owner's part; a view without gradient is skipped, bit for bit, its
 optimizer state included. It is also what gives forget units a learning rate, a state and a step count of their own.
+
+On sharded parameters (FSDP2) each process has views of the elements that it holds; a part of which it holds nothing is
+empty. That is exact for optimizers that compute each element by itself.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sgtm.model.masking import SGTM, Block
+from sgtm.model.sharding import is_sharded, local, norm_over_shards
 
 
 class _Part(NamedTuple):
@@ -19,6 +23,15 @@ class _Part(NamedTuple):
     weight: nn.Parameter
     param: nn.Parameter  # what the optimizer holds: the weight itself, a view of it, or a contiguous copy
     is_copy: bool
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the optimizer holds the weight itself."""
+        return self.param is self.weight
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This part of the weight, or of what is shaped and sharded like it: a view."""
+        return local(tensor) if self.block.slice is None else self.block.slice.local(tensor)
 
 
 class BlockParameters:
@@ -83,13 +96,13 @@ class BlockParameters:
         present = None if modes is None else frozenset(modes)
         for part in self.parts:
             updated = part.weight.grad is not None and (present is None or bool(present & part.block.modes))
-            if part.block.slice is None:
+            if part.is_held:
                 if not updated:
                     part.weight.grad = None
                 continue
-            if not part.is_copy and _storage(part.param) != _storage(part.weight):
-                part.param.data = part.block.slice.of(part.weight.detach())  # moving a model gives it new storage
-            part.param.grad = part.block.slice.of(part.weight.grad) if updated else None  # type: ignore[arg-type]
+            if not part.is_copy and _storage(part.param) != _storage(local(part.weight)):
+                part.param.data = part.of(part.weight.detach())  # moving a model gives it new storage
+            part.param.grad = part.of(part.weight.grad) if updated and part.param.numel() else None  # type: ignore[arg-type]
 
     def gradients_by_owner(self) -> Iterator[tuple[str, list[Tensor]]]:
         """(owner, gradients of its parts), for owners that have any."""
@@ -101,9 +114,11 @@ class BlockParameters:
 
     def clip(self, max_norm: float) -> Tensor:
         """Scale each owner's gradients to a norm of at most ``max_norm`` (0: never); returns the norm of all."""
-        norms: list[Tensor] = []
-        for _, gradients in self.gradients_by_owner():
-            norm = torch.nn.utils.get_total_norm(gradients)
+        found, norms = dict(self.gradients_by_owner()), []
+        example = self.parts[0].weight
+        for owner in sorted({part.block.owner for part in self.parts}):  # the same ones on all processes
+            gradients = found.get(owner) or [local(example).new_zeros(1)]
+            norm = norm_over_shards(torch.nn.utils.get_total_norm(gradients), example)
             for grad in gradients if max_norm else ():
                 grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
             norms.append(norm)
@@ -173,7 +188,7 @@ def muon(
 def _read(parts: list[_Part]) -> None:
     for part in parts:
         if part.is_copy and part.param.grad is not None:
-            part.param.copy_(part.block.slice.of(part.weight))  # type: ignore[union-attr]
+            part.param.copy_(part.of(part.weight))
             part.param.grad = part.param.grad.contiguous()  # after clipping, which changes the weight's gradient
 
 
@@ -181,7 +196,7 @@ def _read(parts: list[_Part]) -> None:
 def _write(parts: list[_Part]) -> None:
     for part in parts:
         if part.is_copy and part.param.grad is not None:
-            part.block.slice.of(part.weight).copy_(part.param)  # type: ignore[union-attr]
+            part.of(part.weight).copy_(part.param)
         part.param.grad = None
 
 
@@ -190,9 +205,9 @@ def _storage(p: Tensor) -> int:
 
 
 def _part(block: Block, weight: nn.Parameter, contiguous: bool) -> _Part:
-    if block.slice is None:
+    if block.slice is None and not is_sharded(weight):
         return _Part(block, weight, weight, is_copy=False)
-    part = block.slice.of(weight.detach())
+    part = _Part(block, weight, weight, is_copy=False).of(weight.detach())
     is_copy = contiguous and not part.is_contiguous()
     param = nn.Parameter(part.contiguous() if is_copy else part, requires_grad=weight.requires_grad)
     return _Part(block, weight, param, is_copy)

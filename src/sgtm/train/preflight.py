@@ -1,5 +1,6 @@
 """What a run would stumble over at its end, tried before its first step: disk, memory, every kind of computation."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,8 +56,10 @@ def needs_of(config: RunConfig, num_parameters: int) -> Needs:
     weights = num_parameters * _FP32
     every = t.save_every or max(1, t.steps // 10)
     kept = -(-t.steps // every) if t.keep_checkpoints is None else t.keep_checkpoints
-    checkpoint = weights * (1 + _MOMENTS)
-    return Needs((kept + 1) * checkpoint + weights, weights * (2 + _MOMENTS))  # one more while it is written
+    is_sharded = bool(t.arguments.get("fsdp"))
+    checkpoint = weights * (1 + is_sharded + _MOMENTS)  # FSDP's own file of weights stands beside the usual one
+    shards = int(os.environ.get("WORLD_SIZE", "1")) if is_sharded else 1
+    return Needs((kept + 1) * checkpoint + weights, weights * (2 + _MOMENTS) // shards)  # one more while it is written
 
 
 def check_disk(needs: Needs, folder: Path) -> None:

@@ -27,6 +27,7 @@ from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.generate import continuations
 from sgtm.evaluate.loss import Loss, Variant, ablation_matrix, evaluate_categories, of_categories
+from sgtm.evaluate.share import Share
 from sgtm.model.attach import export_module
 from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
@@ -34,6 +35,7 @@ from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM
+from sgtm.model.sharding import whole_weights
 from sgtm.model.strategies import STRATEGIES
 from sgtm.records import PARTITION
 from sgtm.train import gram
@@ -152,8 +154,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     use_cache = model.config.use_cache
     _run(trainer, folder, checkpoint)
     model.config.use_cache = use_cache  # Trainer turns it off
+    weights = whole_weights(model)
     if trainer.is_world_process_zero():
-        save_model(model, data.tokenizer, folder / "model")
+        save_model(model, data.tokenizer, folder / "model", weights)
         _leave_generations(trainer, folder, evaluation)
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
@@ -349,7 +352,14 @@ class Evaluation:
                 self.bias = fit_bias(self.model, self.train, c.calibrate, self.sgtm, c.seed, self.without)
             size = c.evaluate.batch_size
             losses = evaluate_categories(
-                self.model, self.groups, self.sgtm, self.bias, size, self.without, self.data.for_removed
+                self.model,
+                self.groups,
+                self.sgtm,
+                self.bias,
+                size,
+                self.without,
+                self.data.for_removed,
+                Share.of_process(),
             )
         self.losses = losses if self.groups is self.test else of_categories(losses) | losses
         return self.losses
@@ -469,12 +479,21 @@ def _check_loggers(report_to: str | list[str] | None) -> None:
         raise ConfigError(f"train.arguments.report_to={report_to}: {error}; or leave it out") from error
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer as a Hugging Face checkpoint; a kill leaves none of it at ``folder``."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write model and tokenizer as a Hugging Face checkpoint; a kill leaves none of it at ``folder``.
+
+    Args:
+        weights: of a sharded model, which has its own in parts.
+    """
     disable_progress_bar()  # of the shards being written; the training's own bar is enough
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     seal(partial, folder.parent.name)
     partial.rename(folder)

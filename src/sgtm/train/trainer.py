@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate.utils import save_fsdp_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
@@ -24,6 +27,8 @@ from sgtm.train.unlikelihood import selective_loss
 Update = Literal["gradient", "strict", "per_block"]
 # Written in torch operations, which know strides; all others get contiguous parts.
 _KNOW_STRIDES = {"adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"}
+# They compute each element by itself, so they can be given shards of parameters.
+_BY_ELEMENT = {"adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop"}
 # They choose their own parameters, step during the backward pass, or rebuild a model's gradients.
 _NOT_BY_PARTS = ("galore", "apollo", "lomo", "adalomo")
 
@@ -52,7 +57,7 @@ class SGTMTrainer(Trainer):
         (all other arguments): as in ``transformers.Trainer``.
 
     Raises:
-        ConfigError: settings that cannot be exact (sharded parameters, a loss that is not summed over tokens, an
+        ConfigError: settings that cannot be exact (FSDP1 or DeepSpeed, a loss that is not summed over tokens, an
             optimizer that does not take parameters by parts).
     """
 
@@ -101,8 +106,7 @@ class SGTMTrainer(Trainer):
     def _check(self, model: nn.Module, sgtm: SGTM) -> None:
         if sgtm.partition.model is not model:
             raise ConfigError("sgtm belongs to another model; make it with SGTM(Partition.of(model, ...))")
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError("masks are not exact on sharded parameters yet; train without FSDP and DeepSpeed")
+        self._check_sharding()
         if not self.model_accepts_loss_kwargs:
             raise ConfigError(
                 f"{type(model).__name__}.forward takes no num_items_in_batch, so parts of a batch cannot be weighted "
@@ -115,6 +119,27 @@ class SGTMTrainer(Trainer):
             )
         if self.update == "per_block" and self.args.fp16:
             raise ConfigError("update=per_block clips gradients before fp16's scale is taken off; use bf16 or fp32")
+
+    def _check_sharding(self) -> None:
+        if self.is_deepspeed_enabled:
+            raise ConfigError("DeepSpeed keeps gradients where they cannot be masked; use FSDP2 (args.fsdp=True)")
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ConfigError(
+                "FSDP1 flattens parameters, so none can be masked; use FSDP2: args.fsdp_config={'version': 2}"
+            )
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise ConfigError(
+                f"args.fsdp is set, but accelerate shards on accelerators only and this process has "
+                f"{self.args.device.type}; leave it out, and torchrun will train with DDP"
+            )
+        if self.is_fsdp_enabled and self._by_parts:
+            if self.optimizer_cls_and_kwargs is not None or OptimizerNames(self.args.optim).value not in _BY_ELEMENT:
+                raise ConfigError(
+                    f"update={self.update} and forget_lr_scale={self.forget_lr_scale} on sharded parameters need an "
+                    f"optimizer that computes each element by itself; set args.optim to one of {sorted(_BY_ELEMENT)}"
+                )
+            if self.args.fp16:
+                raise ConfigError("fp16's scale would be taken off each process's shards by itself; use bf16 or fp32")
 
     @property
     def _by_parts(self) -> bool:
@@ -133,15 +158,35 @@ class SGTMTrainer(Trainer):
         if self.sgtm is None or not self._by_parts or self.optimizer:
             return super().create_optimizer(model)
         masked = self.sgtm.partition.model
-        known = self.optimizer_cls_and_kwargs is None and self.args.optim in _KNOW_STRIDES
         optimizer_class, kwargs = self._optimizer(masked)
-        self.blocks = blocks = BlockParameters(self.sgtm, contiguous=not known)
-        decayed = self.get_decay_parameter_names(masked)
-        rates = (self.args.learning_rate, self.args.weight_decay)
-        groups = blocks.groups(*rates, decayed, self.forget_lr_scale, by_owner=self.update == "per_block")
-        self.optimizer = optimizer_class([g for g in groups if g["params"]], **kwargs)
-        blocks.attach(self.optimizer)
+        self._decayed = self.get_decay_parameter_names(masked)
+        if self.is_fsdp_enabled:  # which takes whole parameters and puts shards in their place: see create_scheduler
+            self.optimizer = optimizer_class(masked.parameters(), **kwargs)
+            return self.optimizer
+        self.optimizer = optimizer_class(self._groups(), **kwargs)
+        self.blocks.attach(self.optimizer)  # type: ignore[union-attr]
         return self.optimizer
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of parts, which ``self.blocks`` holds."""
+        assert self.sgtm is not None
+        known = self.optimizer_cls_and_kwargs is None and self.args.optim in _KNOW_STRIDES
+        self.blocks = BlockParameters(self.sgtm, contiguous=not known)
+        rates = (self.args.learning_rate, self.args.weight_decay)
+        by_owner = self.update == "per_block"
+        groups = self.blocks.groups(*rates, self._decayed, self.forget_lr_scale, by_owner)
+        return [group for group in groups if group["params"]]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The parameters are sharded by now: an optimizer of parts gets those of the shards before its schedule."""
+        if self.sgtm is not None and self.is_fsdp_enabled and self._by_parts and self.blocks is None:
+            wrapper: Any = self.optimizer
+            inner = wrapper.optimizer  # accelerate's wrapper stays
+            inner.param_groups.clear()
+            for group in self._groups():
+                inner.add_param_group(group)
+            self.blocks.attach(inner)  # type: ignore[attr-defined]
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _optimizer(self, model: PreTrainedModel) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         if self.optimizer_cls_and_kwargs is not None:
@@ -171,7 +216,9 @@ class SGTMTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if mode is None:
             raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
-        train = self._train_positions if mode.ndim > 1 else self._train_examples
+        # Shards are gathered for every pass, by all processes together, and only sums of gradients are ever seen.
+        in_one_pass = mode.ndim > 1 or self.is_fsdp_enabled
+        train = self._train_positions if in_one_pass else self._train_examples
         if self._is_drawn(self.core_robustness, Stream.ROBUST):
             mode = mode.where(mode != MODES.index("default"), MODES.index("retain"))
         if self._is_drawn(self.auxiliary_spread, Stream.SPREAD):
@@ -221,7 +268,7 @@ class SGTMTrainer(Trainer):
     def _train_positions(
         self, model: nn.Module, inputs: dict[str, Any], mode: Tensor, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """One pass over a batch in which each position has a mode."""
+        """One pass over a batch in which each example or position has a mode."""
         assert self.sgtm is not None
         self._check_codes(mode)
         self._step_modes.update(self.modes[code] for code in mode.unique().tolist())
@@ -279,6 +326,33 @@ class SGTMTrainer(Trainer):
         if self.update == "per_block" and self.blocks is not None:
             self._block_norm = self.blocks.clip(self.args.max_grad_norm or 0.0)
         self._step_modes = set()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.blocks is None or not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        save_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, self.model, output_dir)
+        torch.save(self.optimizer.state_dict(), Path(output_dir) / self._name_of_shard())
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.blocks is None or not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        path = Path(checkpoint) / self._name_of_shard()
+        if not path.is_file():
+            raise ConfigError(f"{checkpoint} has no {path.name}; go on with as many processes as wrote it")
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _name_of_shard(self) -> str:
+        """The file of this process's share of an optimizer of parts."""
+        return f"optimizer-{self.args.process_index}-of-{self.args.world_size}.pt"
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.update == "per_block" and self.blocks is not None:

@@ -1,8 +1,6 @@
 """SGTMTrainer: every example in its mode, in any batch, and exact resume."""
 
 import copy
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -287,16 +285,3 @@ def test_masking_of_another_model_is_refused(make_trainer):
     trainer = make_trainer()
     with pytest.raises(ConfigError, match="another model"):
         SGTMTrainer(tiny_model(), trainer.args, trainer.sgtm)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mixing", ["example", "step", "domains"])
-def test_two_processes_equal_one(tmp_path, prepared, mixing):
-    """Law 11: DDP over gloo, strict; some steps have a process with forget examples alone, or nothing else at all."""
-    script = [sys.executable, "-m", "sgtm.train.tests.two_ranks", str(prepared), str(tmp_path), mixing]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
-    subprocess.run(script, check=True)
-    subprocess.run([*launcher, *script[1:]], check=True)
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
