@@ -14,7 +14,7 @@ from sgtm.plot.page import Html, details, new_id, table, tag
 
 Point = tuple[float, float]
 Dash = Literal["", "dashed", "dotted"]
-__all__ = ["PALETTE", "Bar", "Dot", "Line", "bar_chart", "line_chart", "scatter_chart", "short", "signed"]
+__all__ = ["PALETTE", "Bar", "Dash", "Dot", "Line", "bar_chart", "line_chart", "scatter_chart", "short", "signed"]
 
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 30, 44

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from sgtm.config import ConfigError
-from sgtm.plot.chart import PALETTE, Dot, Line, line_chart, scatter_chart, short, signed
+from sgtm.plot.chart import PALETTE, Dash, Dot, Line, line_chart, scatter_chart, short, signed
 from sgtm.plot.leakage import leakage_table, read_leakage
 from sgtm.plot.page import (
     Html,
@@ -31,7 +31,7 @@ from sgtm.plot.run_folder import VARIANTS, Record, RunFolder
 
 NATS = "loss (nats per token)"
 VARIANT_COLORS = {"intact": PALETTE[0], "ablated": PALETTE[1], "calibrated": PALETTE[2]}
-_DASHES = {"intact": "", "ablated": "dashed", "calibrated": "dotted"}
+_DASHES: dict[str, Dash] = {"intact": "", "ablated": "dashed", "calibrated": "dotted"}
 _MEANINGS = (
     "Intact: the model as it was trained. Ablated: its forget units give zero. Calibrated: ablated, and one bias per "
     "vocabulary entry is fitted, which takes superficial spikes of the loss away. Losses are on the test split."
@@ -215,7 +215,7 @@ def _curves(found: RunFolder, category: str) -> Html:
             [(float(x), y) for x, y in found.run.curve(category, variant)],
             VARIANT_COLORS[variant],
             _DASHES[variant],
-        )  # type: ignore[arg-type]
+        )
         for variant in VARIANTS
     ]
     if max(len(line.points) for line in lines) < 2:  # the table has it

@@ -71,7 +71,7 @@ def _overview(runs: Sequence[RunRecords], groups: dict[str, list[RunRecords]]) -
 
 
 def _losses(runs: Sequence[RunRecords], groups: dict[str, list[RunRecords]]) -> Html:
-    parts = []
+    parts: list[Html] = []
     for variant in _VARIANTS:
         rows = _rows(runs, groups, variant)
         if rows:
@@ -203,4 +203,5 @@ def _common(runs: Sequence[RunRecords]) -> Html:
 
 
 def _has_ended(run: RunRecords) -> bool:
-    return max((r["step"] for r in run.records if r["split"] == "test"), default=0) >= run.config["train"]["steps"]
+    last: int = max((r["step"] for r in run.records if r["split"] == "test"), default=0)
+    return last >= int(run.config["train"]["steps"])
