@@ -203,5 +203,5 @@ def _common(runs: Sequence[RunRecords]) -> Html:
 
 
 def _has_ended(run: RunRecords) -> bool:
-    last = max((r["step"] for r in run.records if r["split"] == "test"), default=0)
-    return bool(last >= run.config["train"]["steps"])
+    last: int = max((r["step"] for r in run.records if r["split"] == "test"), default=0)
+    return last >= int(run.config["train"]["steps"])
