@@ -14,10 +14,10 @@ from sgtm.plot.page import Html, details, new_id, table, tag
 
 Point = tuple[float, float]
 Dash = Literal["", "dashed", "dotted"]
-<<<<<<< HEAD
 __all__ = [
     "PALETTE",
     "Bar",
+    "Dash",
     "Dot",
     "Line",
     "Mean",
@@ -28,9 +28,6 @@ __all__ = [
     "short",
     "signed",
 ]
-=======
-__all__ = ["PALETTE", "Bar", "Dash", "Dot", "Line", "bar_chart", "line_chart", "scatter_chart", "short", "signed"]
->>>>>>> report
 
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 30, 44
