@@ -47,6 +47,7 @@ def with_topics(tmp_path):
     tokenizer.add_tokens(["a", "b", "c"])
     tokenizer.save_pretrained(tmp_path / "data" / "tokenizer")
     about = {"tokenizer_sha256": tokenizer_hash(tokenizer), "settings": {"pack": False}}
+    about["counts"] = {"train": {}, "test": {}}
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(about))
     return PreparedData.load(DataConfig(str(tmp_path / "data")))
 
