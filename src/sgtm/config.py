@@ -57,13 +57,17 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 
 # A password in a URL; tokens of the Hub, of Anthropic and of others that write them like this.
-_SECRET = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,})")
+SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
+    r"|xox[abprs]-[\w-]{10,}|(?<=://)[^/\s:@<>&]+:[^/\s@<>&]+(?=@)|(?<=Bearer )[\w.~+/-]{16,}"
+    r"|(?i:(?<=token=)|(?<=api_key=)|(?<=signature=))[\w.%~+/-]{8,}"
+)
 _NAMES_OF_SECRETS = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
 
 
 def redacted(text: object) -> str:
     """``text`` without passwords in URLs, tokens, and the values of environment variables that hold such."""
-    found = _SECRET.sub("***", str(text))
+    found = SECRET.sub("***", str(text))
     for name, value in os.environ.items():
         if _NAMES_OF_SECRETS.search(name) and len(value) >= 8:
             found = found.replace(value, "***")

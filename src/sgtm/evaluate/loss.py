@@ -58,7 +58,7 @@ def evaluate_loss(
             logits = model(input_ids=input_ids, use_cache=False).logits
             total += _sum_of_losses(logits, labels, bias)
             count += int((labels[:, 1:] != -100).sum())
-    whole, num_tokens = share.sum([float(total), count], model.device)
+    whole, num_tokens = share.sum([float(total), count], next(model.parameters()).device)
     if not num_tokens:
         raise ValueError(f"{len(rows)} rows have no token to predict; rows need at least two tokens")
     return Loss(whole / num_tokens, int(num_tokens))

@@ -34,16 +34,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from sgtm.config import SECRET
 from sgtm.plot.colors import stylesheet
 
 HIDDEN = "[hidden]"
 _SECRET_NAME = re.compile(
     r"(?i)(^|[._-])(api_?key|secret|password|passwd|credentials?|((hub|access|auth|hf)_?)?token)$"
-)
-_SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abprs]-[\w-]{10,}|(?<=://)[^/\s:@<>&]+:[^/\s@<>&]+(?=@)|(?<=Bearer )[\w.~+/-]{16,}"
-    r"|(?i:(?<=token=)|(?<=api_key=)|(?<=signature=))[\w.%~+/-]{8,}"
 )
 _VOID = frozenset({"meta", "br", "line", "path", "rect", "circle"})
 _ids = count(1)
@@ -205,7 +201,7 @@ def style() -> str:
 
 def _scrubbed(markup: Html) -> Html:
     """Without anything that has the form of an access token."""
-    return Html(_SECRET.sub(HIDDEN, markup))
+    return Html(SECRET.sub(HIDDEN, markup))
 
 
 def _policy(styles: str) -> str:

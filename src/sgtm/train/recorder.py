@@ -71,7 +71,9 @@ class Recorder(TrainerCallback):
             for (category, variant), loss in losses.items():
                 self._write(state, "test", category, variant, loss)
             if self.log is not None:
+                wanted = control.should_log
                 self.log(names_of(losses))
+                control.should_log = wanted  # Trainer takes any log for the step's own
             self.logged_at += time.monotonic() - start
 
     def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:

@@ -120,8 +120,7 @@ def test_nothing_that_a_run_says_becomes_markup(tmp_path):
 
 
 def test_secrets_are_not_shown(tmp_path):
-    arguments = {"hub_token": "plain-words", "run_name": TOKEN}
-    folder = write_full_run(tmp_path, f"a {TOKEN} b", train__arguments=arguments)
+    folder = write_full_run(tmp_path, f"a {TOKEN} b", train__arguments={"hub_token": "plain-words"})
     text = write_report(folder).read_text()
     assert TOKEN not in text
     assert "plain-words" not in text

@@ -146,7 +146,11 @@ def test_a_run_starts_from_a_trained_model_with_units_added(prepared, pretrained
 @pytest.mark.parametrize(
     ("model", "partition", "message"),
     [
-        ({"from_pretrained": "nowhere/at/all"}, {"neurons": 4}, "is no checkpoint"),
+        (
+            {"from_pretrained": "nowhere/at/all"},
+            {"neurons": 4},
+            "nowhere/at/all cannot be loaded.*folder or a name on the Hub",
+        ),
         ({"from_pretrained": "PRETRAINED", "expand": True}, {"heads": 1}, "no head width of its own"),
         ({"from_pretrained": "PRETRAINED", "config": LLAMA}, {"neurons": 4}, "leave out model.config"),
         (
