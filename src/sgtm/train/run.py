@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, read_json, write
@@ -431,7 +431,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
 
 
-def _check_loggers(report_to: str | list[str]) -> None:
+def _check_loggers(report_to: str | list[str] | None) -> None:
     for callback in get_reporting_integration_callbacks(report_to):
         try:
             callback()
