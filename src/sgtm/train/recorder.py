@@ -67,7 +67,11 @@ class Recorder(TrainerCallback):
             for (category, variant), loss in losses.items():
                 self._write(state, "test", category, variant, loss)
             if self.log is not None:
+                is_due = control.should_log
                 self.log(names_of(losses))
+                control.should_log = (
+                    is_due  # Trainer takes it back; the training loss of this step is still to be logged
+                )
 
     def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:
         if not state.is_world_process_zero:
