@@ -45,7 +45,8 @@ def test_loggers_see_the_losses_under_the_names_of_the_records(prepared, tmp_pat
     told = {(step, name, value) for step, logs in logger.told for name, value in logs.items() if name[:5] == "test/"}
     assert told == expected
     assert {name for _, name, _ in told} > {"test/forget/ablated", "test/retain/intact", "test/forget/calibrated"}
-    assert any("train/loss" in logs for _, logs in logger.told)
+    trained = [r["step"] for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["split"] == "train"]
+    assert trained == [step for step, logs in logger.told if "train/loss" in logs] != []
 
 
 def test_a_logger_that_fails_does_not_end_the_run(prepared, tmp_path, logger, capsys):
