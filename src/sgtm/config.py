@@ -80,6 +80,8 @@ class Stream(IntEnum):
     PROBE = 22
     RMU = 23
     UNLEARN = 24
+    SHARDS = 30
+    BUFFER = 31
 
 
 class ConfigError(ValueError):
@@ -108,6 +110,29 @@ class DataConfig:
     """Instead of path: folders prepared by the paper's code, by category ({retain: .../en, forget: .../es})."""
     tokenizer: str = "gpt2"
     """The tokenizer of `parts`."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Training rows that are read as they are needed, from shards of any size; test rows stay those of data.path."""
+
+    source: str = ""
+    """A folder of parquet (json, jsonl, arrow) files, a file, or a data set on the Hub; by default data.path's training
+    rows."""
+    split: str = "train"
+    text: str = "text"
+    """Column of texts, tokenised as they are read; not used where there are tokens."""
+    tokens: str = "input_ids"
+    """Column of token ids, from the tokenizer of data.path."""
+    label: str = "label"
+    """Column of labels: a domain, retain, unlabeled, or nothing."""
+    spans: str = "spans"
+    """Column of labelled parts: lists of [first character (or token), last + 1, label]."""
+    buffer: int = 4096
+    """Rows that each process (each worker) mixes at a time."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "stream", "buffer")
 
 
 @dataclass(frozen=True)
@@ -328,6 +353,7 @@ class RunConfig:
     """One training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "sgtm"
     """none, filter, strict_filter (adjacent text goes too), sgtm (= parameter_masking), gradient_routing,

@@ -58,12 +58,12 @@ def _documents(name: str, rows: Any, has_labels: bool) -> Iterator[Document]:
             raise ConfigError(f"{name}, row {i}: text={text!r} and category={category!r} must be text")
         if not category:
             raise ConfigError(f"{name}, row {i}: no category; give retain, adjacent, or the name of a domain")
-        spans = _spans(row.get("spans"), len(text), f"{name}, row {i}")
+        spans = spans_of(row.get("spans"), len(text), f"{name}, row {i}")
         only: Literal["", "train"] = "train" if is_unknown else ""
         yield Document(row.get("group") or text, category, text, label, spans, only)
 
 
-def _spans(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:
+def spans_of(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:
     """Spans as a list, or as JSON text: a table's column has one type, a span has two."""
     try:
         found = [tuple(span) for span in (json.loads(value) if isinstance(value, str) and value else value or [])]
