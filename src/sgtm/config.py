@@ -113,6 +113,8 @@ class Stream(IntEnum):
     ELICIT = 25
     TASKS = 30
     PASSAGES = 31
+    SHARDS = 32
+    BUFFER = 33
 
 
 class ConfigError(ValueError):
@@ -144,6 +146,29 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_values(self, "data")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Training rows that are read as they are needed, from shards of any size; test rows stay those of data.path."""
+
+    source: str = ""
+    """A folder of parquet (json, jsonl, arrow) files, a file, or a data set on the Hub; by default data.path's training
+    rows."""
+    split: str = "train"
+    text: str = "text"
+    """Column of texts, tokenised as they are read; not used where there are tokens."""
+    tokens: str = "input_ids"
+    """Column of token ids, from the tokenizer of data.path."""
+    label: str = "label"
+    """Column of labels: a domain, retain, unlabeled, or nothing."""
+    spans: str = "spans"
+    """Column of labelled parts: lists of [first character (or token), last + 1, label]."""
+    buffer: int = 4096
+    """Rows that each process (each worker) mixes at a time."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "stream", "buffer")
 
 
 @dataclass(frozen=True)
@@ -404,6 +429,7 @@ class RunConfig:
     """One training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "sgtm"
     """none, filter, strict_filter (adjacent text goes too), sgtm (= parameter_masking), gradient_routing,

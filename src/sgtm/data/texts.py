@@ -59,7 +59,7 @@ def _documents(name: str, rows: Any, has_labels: bool) -> Iterator[Document]:
         if not category:
             raise ConfigError(f"{where}: no category; give retain, adjacent, or the name of a domain")
         _check_names(where, category, label)
-        spans = _spans(row.get("spans"), len(text), where)
+        spans = spans_of(row.get("spans"), len(text), where)
         only: Literal["", "train"] = "train" if is_unknown else ""
         yield Document(_group(row, where) or text, category, text, label, spans, only)
 
@@ -88,7 +88,7 @@ def _check_names(where: str, category: str, *said: str) -> None:
                 raise ConfigError(f"{where}: {error}") from error
 
 
-def _spans(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:
+def spans_of(value: Any, length: int, where: str) -> tuple[tuple[int, int, str], ...]:
     """Spans as a list, or as JSON text: a table's column has one type, a span has two."""
     try:
         found = from_json(value) if isinstance(value, str) and value else value or []

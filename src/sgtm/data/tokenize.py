@@ -449,7 +449,7 @@ class _Writing:
                 self.rejected[reason] += 1
                 continue
             kind = _Kind(document.category, document.topic)
-            labels = _token_labels(document, offsets, self.names) if of_tokens else []
+            labels = token_labels(document, offsets, self.names) if of_tokens else []
             ended = np.append(ids, np.int32(self.tokenizer.eos_token_id))
             rows.setdefault((split, kind), []).append(_Encoded(number, ended, document.label, labels))
             self.documents[split, kind] += 1
@@ -542,7 +542,7 @@ def _forget_first(category: str) -> tuple[int, str]:
     return (1 + known.index(category) if category in known else 0, category)
 
 
-def _token_labels(document: Document, offsets: list[tuple[int, int]], names: list[str]) -> list[int]:
+def token_labels(document: Document, offsets: list[tuple[int, int]], names: list[str]) -> list[int]:
     """The label of each token, as an index into ``names``, and of end-of-text: a span's if it touches one."""
     for label in (document.label, *(label for _, _, label in document.spans)):
         if label not in names:

@@ -23,7 +23,6 @@ def load_checkpoint(path: str | Path, remedy: str, **options: Any) -> PreTrained
         ConfigError: there is none, it cannot be read, or it lacks weights (which transformers would draw at random).
     """
     disable_progress_bar()  # of a second's loading
-    load: Any = AutoModelForCausalLM.from_pretrained  # with what it found beside the model, as it is not typed
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, use_safetensors=True, output_loading_info=True, **options

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-NEEDS = {"lora": "peft", "trl_sft": "trl"}
-SCRIPTS = ("plain_loop", "transformers_trainer", "trl_sft", "token_labels", "lora")
+NEEDS = {"lora": "peft", "trl_sft": "trl", "ray_shards": "ray"}
+SCRIPTS = ("plain_loop", "transformers_trainer", "trl_sft", "token_labels", "lora", "ray_shards")
+SLOW = {"ray_shards"}  # Ray starts a small cluster
 # peft and trl use names that transformers has changed.
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -32,7 +33,7 @@ def test_every_script_is_run(folder):
     assert {path.stem for path in folder.glob("*.py")} == {*SCRIPTS, "stories"}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SCRIPTS])
 def test_ablation_removes_spanish(run, name, capsys):
     package = NEEDS.get(name)
     if package and importlib.util.find_spec(package) is None:

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, StoppedError, dump, load, read_json, write
 from sgtm.data.conditional import GOOD, Control
 from sgtm.data.mixture import PreparedData, Rows, Use, by_topic, count_modes, step_draw_chances, training_rows
+from sgtm.data.stream import ModeStream, open_stream
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
@@ -130,6 +131,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     check_context(model, data)
     evaluation = Evaluation(config, model, sgtm, data)
     preflight(config, folder, model, sgtm, rows, evaluation.test)
+    stream = stream_of(config, method, data, model)
     t, arguments = config.train, training_arguments(config, folder)
     trainer = SGTMTrainer(
         model,
@@ -140,15 +142,15 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         t.hear_domains,
         _share(t.auxiliary_spread, method.auxiliary_spread),
         _share(t.core_robustness, method.core_robustness),
-        sampler=sampler,
+        sampler=sampler if stream is None else None,
         optimizer_cls_and_kwargs=muon(model, t.learning_rate, (t.beta1, t.beta2)) if t.optimizer == "muon" else None,
-        train_dataset=rows,
+        train_dataset=rows if stream is None else stream,
         processing_class=data.tokenizer,
     )
     guard(trainer)
     log = trainer.log if arguments.report_to else None
     recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters(), log)
-    _start_folder(config, folder, counts, model, sgtm)
+    _start_folder(config, folder, counts if stream is None else {}, model, sgtm)
     trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # first: what is not finite is not evaluated
     trainer.add_callback(recorder)
     use_cache = model.config.use_cache
@@ -533,6 +535,22 @@ def labelled_rows(
     assert labelled.modes is not None
     sampler = ModeSampler(labelled.modes, t.batch_size, t.mixing, config.seed)
     return labelled, sampler, {"rows": labels, "modes": count_modes(labelled)}
+
+
+def stream_of(config: RunConfig, method: Method, data: PreparedData, model: PreTrainedModel) -> ModeStream | None:
+    """The stream that takes the place of the prepared training rows, if there is one.
+
+    Raises:
+        ConfigError: settings that have no meaning for it, or whatever is wrong with its source.
+    """
+    if not config.stream.source:
+        return None
+    if config.labels.is_noisy:
+        raise ConfigError("a stream has labels of its own; leave out labels.undiscovered, tpr, fpr, precision, recall")
+    if config.train.mixing != "example":
+        raise ConfigError(f"train.mixing={config.train.mixing} needs to know all rows; a stream mixes them by example")
+    context = model.config.max_position_embeddings
+    return open_stream(config.stream, config.partition.names, method.use, data.tokenizer, context, config.seed)
 
 
 def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:

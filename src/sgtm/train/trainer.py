@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from accelerate.utils import save_fsdp_model
+from datasets import IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
@@ -18,10 +19,12 @@ from transformers.training_args import OptimizerNames
 
 from sgtm.config import MODES, ConfigError, Stream
 from sgtm.data.mixture import Rows, collate
+from sgtm.data.stream import ModeStream
 from sgtm.model.chunked_loss import can_chunk, chunked, is_large
 from sgtm.model.masking import SGTM
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
+from sgtm.train.stream_loader import StreamLoader
 from sgtm.train.unlikelihood import selective_loss
 
 Update = Literal["gradient", "strict", "per_block"]
@@ -54,6 +57,8 @@ class SGTMTrainer(Trainer):
         core_robustness: the share of steps in which what is in default mode is trained in retain mode (both: GRAM,
             see ``sgtm.train.gram``).
         sampler: order of the training rows; by default modes are mixed within every step.
+        train_dataset: rows with ``input_ids`` and ``mode``; or a streaming data set (of ``datasets``) or a
+            ``ModeStream`` of such rows, which each process reads its own shards of.
         (all other arguments): as in ``transformers.Trainer``.
 
     Raises:
@@ -83,7 +88,10 @@ class SGTMTrainer(Trainer):
         args.remove_unused_columns = False  # "mode" is no argument of the model
         args.dataloader_drop_last = True
         kwargs.setdefault("data_collator", collate)
+        if isinstance(kwargs.get("train_dataset"), IterableDataset):
+            kwargs["train_dataset"] = ModeStream(kwargs["train_dataset"], seed=args.seed)
         super().__init__(model, args, **kwargs)
+        self.stream = StreamLoader.of(self.train_dataset, self.args, self.data_collator)
         if self.args.n_gpu > 1:
             raise ConfigError(
                 f"{self.args.n_gpu} GPUs in one process would multiply the batch; start one process a GPU with "
@@ -96,7 +104,7 @@ class SGTMTrainer(Trainer):
                 raise ConfigError(f"{name}={getattr(self, name)} is no fraction; use 0 to 1")
         if sgtm is not None:
             self._check(model, sgtm)
-        self.add_callback(_SetEpoch(self))
+        self.add_callback(_SetEpoch(self) if self.stream is None else self.stream)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -145,6 +153,9 @@ class SGTMTrainer(Trainer):
     def _by_parts(self) -> bool:
         """Whether the optimizer is given the parameters' parts instead of whole ones."""
         return self.update != "gradient" or self.forget_lr_scale != 1.0
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return super().get_train_dataloader() if self.stream is None else self.stream.loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         if self.sampler is None and self.sgtm is not None:
@@ -339,6 +350,8 @@ class SGTMTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.stream is not None and checkpoint is not None:
+            self.stream.go_on_from(Path(checkpoint))
         if self.blocks is None or not self.is_fsdp_enabled or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return

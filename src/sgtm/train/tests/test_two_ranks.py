@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from sgtm.config import dump
@@ -137,3 +138,32 @@ def test_sharding_where_there_is_no_accelerator_is_refused(runs, tmp_path):
     done = launch(2, "sgtm.cli", "train", str(runs / "fsdp.yaml"), "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "accelerate shards on accelerators only" in done.stderr
+
+
+def test_a_stream_is_shared_by_processes_and_resumed(prepared, data, tmp_path):
+    """Each reads shards of its own; law 12 for all of them together."""
+    rows = data.train
+    for i in range(4):
+        some = range(i, len(rows), 4)
+        labels = [("forget", "retain")[int(rows.categories[n] > 0)] for n in some]
+        ids = [rows[n]["input_ids"].tolist() for n in some]
+        Dataset.from_dict({"input_ids": ids, "label": labels}).to_parquet(tmp_path / "shards" / f"{i}.parquet")
+    section = {"steps": 6, "batch_size": 8, "warmup_steps": 2, "learning_rate": 1e-2, "save_every": 3, "log_every": 1}
+    stream = {"source": str(tmp_path / "shards"), "buffer": 64}
+    dump(config_of(prepared, train=section, labels={}, stream=stream), tmp_path / "run.yaml")
+    words = (COMMAND, "train", str(tmp_path / "run.yaml"), "--run-dir")
+    done = launch(2, *words, str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "model")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "checkpoint-6")
+    done = launch(2, *words, str(tmp_path / "again"), "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, weight in weights(tmp_path / "run").items():
+        assert torch.equal(weights(tmp_path / "again")[name], weight), name
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    states = [torch.load(checkpoint / f"stream-{n}-of-2.pt", weights_only=True) for n in range(2)]
+    held = [{tuple(e["input_ids"].tolist()) for found in s["held"].values() for e in found} for s in states]
+    assert held[0]
+    assert held[1]
+    assert not held[0] & held[1]
