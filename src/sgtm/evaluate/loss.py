@@ -153,7 +153,8 @@ def numbered_batches(
 def rows_that_fit(model: PreTrainedModel, length: int, batch_size: int) -> int:
     """``batch_size``, or as many rows of ``length`` tokens as have logits of a size that memory holds."""
     head: Any = model.get_output_embeddings()
-    return min(batch_size, max(1, _MAX_LOGITS // (length * head.weight.shape[0])))
+    vocab_size = int(head.weight.shape[0])
+    return min(batch_size, max(1, _MAX_LOGITS // (length * vocab_size)))
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
