@@ -18,13 +18,15 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-_ENTRIES = 2**23  # of logits at a time: 32 MB in fp32
-_LARGE = 2**20  # more of them are faster in chunks, as measured on a CPU
+_ENTRIES = 2**23  # of logits at a time on a CPU: 32 MB in fp32
+_ENTRIES_ELSEWHERE = 2**27  # where small products would leave a device idle: half a gigabyte
+_LARGE = 2**20  # more of them are faster in chunks in fp32, as measured on a CPU
+_LARGE_IN_LOW_PRECISION = 2**26  # in bf16 chunks are slower, so they are for what would not fit otherwise
 _IGNORED = -100
 
 
 def chunked_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, entries: int = _ENTRIES
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, entries: int | None = None
 ) -> Tensor:
     """The sum of token losses of softmax(hidden weight^T + bias), in nats; () in fp32.
 
@@ -32,8 +34,9 @@ def chunked_loss(
         hidden: (tokens, hidden), what the head reads.
         weight, bias: (vocab, hidden) and (vocab,), of the head.
         targets: (tokens,); -100 where nothing is to be predicted.
-        entries: of logits that exist at a time, about.
+        entries: of logits that exist at a time, about; by default what suits the device.
     """
+    entries = entries or (_ENTRIES if hidden.device.type == "cpu" else _ENTRIES_ELSEWHERE)
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -141,9 +144,9 @@ def _identity(hidden: Tensor) -> Tensor:
     return hidden
 
 
-def is_large(batch: dict[str, Any], model: PreTrainedModel) -> bool:
-    """Whether the batch's logits are so many that chunks are faster, and not only smaller."""
+def is_large(batch: dict[str, Any], model: PreTrainedModel, low_precision: bool = False) -> bool:
+    """Whether the batch has so many logits that its loss is better made in chunks."""
+    if "labels" not in batch or "shift_labels" in batch:
+        return False
     head: Any = model.get_output_embeddings()
-    return bool(
-        "labels" in batch and "shift_labels" not in batch and batch["labels"].numel() * len(head.weight) > _LARGE
-    )
+    return bool(batch["labels"].numel() * len(head.weight) > (_LARGE_IN_LOW_PRECISION if low_precision else _LARGE))

@@ -265,8 +265,9 @@ class SGTMTrainer(Trainer):
         """
         model: Any = self.accelerator.unwrap_model(self.model)
         by_position = self.sgtm is not None and isinstance(self.sgtm.mode, Tensor)
+        low = self.args.bf16 or self.args.fp16
         wanted = model.training and self.compute_loss_func is None and self.label_smoother is None
-        if by_position or not wanted or not isinstance(model, PreTrainedModel) or not is_large(inputs, model):
+        if by_position or not wanted or not isinstance(model, PreTrainedModel) or not is_large(inputs, model, low):
             return nullcontext()
         if self._can_chunk is None:
             self._can_chunk = not (self.args.torch_compile or self.is_fsdp_enabled) and can_chunk(model)

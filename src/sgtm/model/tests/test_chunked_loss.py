@@ -101,4 +101,5 @@ def test_small_batches_are_left_alone():
     model = model_of("llama")
     assert not is_large({"labels": torch.zeros(8, 64)}, model)
     assert is_large({"labels": torch.zeros(2**8, 2**10)}, model)
+    assert not is_large({"labels": torch.zeros(2**8, 2**10)}, model, low_precision=True), "whole, it is faster"
     assert not is_large({}, model)
