@@ -4,7 +4,8 @@
 
 Logits are made for some tokens at a time, in the precision of the model's own head; their losses, and at once their
 gradients, are taken in fp32 as the library does, and the logits are gone. So of (tokens, vocabulary) no more than
-``_ENTRIES`` entries exist. (torch's own fused operator was measured on CPUs: in bf16 it is wrong, and in fp32 slower.)
+``_ENTRIES`` entries exist (more on a GPU). torch's own fused operator was measured on CPUs: in bf16 it is wrong, and in
+fp32 slower.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 _ENTRIES = 2**23  # of logits at a time on a CPU: 32 MB in fp32
-_ENTRIES_ELSEWHERE = 2**27  # where small products would leave a device idle: half a gigabyte
+_ENTRIES_ELSEWHERE = 2**27  # half a gigabyte, so that a GPU has enough to do; a guess, not measured there
 _LARGE = 2**20  # more of them are faster in chunks in fp32, as measured on a CPU
 _LARGE_IN_LOW_PRECISION = 2**26  # in bf16 chunks are slower, so they are for what would not fit otherwise
 _IGNORED = -100
