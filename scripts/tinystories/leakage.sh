@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# Leakage of the runs of mislabeling.sh, read off ordinary models with more and more forget data; both are trained where
-# they are missing.
+# Leakage of the runs of mislabeling.sh and, with the CPU preset, of a smaller model, read off ordinary models with more and more
+# forget data; all are trained where they are missing.
 #   scripts/tinystories/leakage.sh [--preset cpu|paper] [--dry-run] [options of `sgtm sweep`]
 source "$(dirname "$0")/../preset.sh"
-runs="runs/tinystories/mislabeling-$preset"
+out="runs/tinystories/leakage-$preset"
 sgtm sweep "configs/sweeps/tinystories/mislabeling-$preset.yaml" ${options[@]+"${options[@]}"}
-$look || sgtm leakage "$runs"/{sgtm,gradient_routing,filter}-* --references "runs/tinystories/leakage-$preset" --out "$runs.leakage.jsonl"
-$look || sgtm plot leakage "$runs.leakage.jsonl" --out "$runs.leakage.png"
+[[ $preset == paper ]] || sgtm sweep configs/sweeps/tinystories/leakage-cpu.yaml ${options[@]+"${options[@]}"}
+$look && exit
+runs=(runs/tinystories/mislabeling-"$preset"/{sgtm,gradient_routing,filter}-*) shares=()
+[[ $preset == paper ]] || runs+=("$out"/undiscovered*) shares=(--shares 0 0.001 0.003 0.01 0.03 0.1)
+sgtm leakage "${runs[@]}" --references "$out/references" --out "$out.jsonl" ${shares[@]+"${shares[@]}"}
+sgtm plot leakage "$out.jsonl" --out "$out.png"

@@ -8,7 +8,7 @@ source scripts/own_labels.sh
 [[ ${source:-} && ${test:-} ]] || { echo "give --source TRAIN.parquet --test TEST.parquet" >&2; exit 2; }
 qualities="20:0.7 50:0.9 300:0.95"
 case $preset in
-  cpu) config=configs/tinystories/cpu.yaml prepare=(--tokenizer train:1024 --context 64 --pack) ;;
+  cpu) config=configs/tinystories/cpu.yaml settings=(--train.steps 400) prepare=(--tokenizer train:1024 --context 64 --pack) ;;
   paper) config=configs/tinystories/64M.yaml prepare=(--context 512) ;;
 esac
 texts() {

@@ -238,6 +238,8 @@ class ModelConfig:
     """How the input side of added units starts; their output side is zero."""
     head_bias: bool = False
     """Add a zero-initialised bias to the head, as the paper's models have (GPT-Neo only; cannot be exported)."""
+    attention: str | None = None
+    """eager, sdpa, flex_attention (a GPU) or flash_attention_2; by default sdpa for GPT-Neo, else the library's own."""
     init: Literal["hf", "paper"] = "hf"
     """`paper` starts split layers as the paper's code did (GPT-Neo only)."""
 

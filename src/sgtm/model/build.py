@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sgtm.config import ConfigError, ModelConfig, PartitionConfig, nearest
+from sgtm.model.attention import use_attention
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM
@@ -38,16 +39,26 @@ def build_model(
             units that the model does not have.
     """
     if config.from_pretrained is not None:
-        return _build_pretrained(config, partition, strategy, tokenizer, new_tokens)
+        return _attending(_build_pretrained(config, partition, strategy, tokenizer, new_tokens), config)
     if config.init == "paper" and not config.head_bias:
         raise ConfigError("model.init=paper is the paper's model, whose head has a bias; set head_bias: true as well")
     hf_config = _hf_config(config, tokenizer)
     if positions > getattr(hf_config, "max_position_embeddings", positions):
         hf_config.max_position_embeddings = positions
     try:
-        return _build(hf_config, config, partition, strategy)
+        return _attending(_build(hf_config, config, partition, strategy), config)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"model or partition: {error}") from error
+
+
+def _attending(built: tuple[PreTrainedModel, SGTM | None], config: ModelConfig) -> tuple[PreTrainedModel, SGTM | None]:
+    """The model, its attention computed as configured."""
+    try:
+        use_attention(built[0], config.attention)
+    except (ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model.attention={config.attention!r}: {reason}; leave it out for the default") from error
+    return built
 
 
 def _build(

@@ -27,6 +27,7 @@ from transformers import initialization as init
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoPreTrainedModel
 
 from sgtm.model.architectures import ARCHITECTURES
+from sgtm.model.attention import give_attention
 from sgtm.model.masking import SGTM, Mode
 from sgtm.model.partition import Partition, Units
 from sgtm.model.split_linear import SplitLinearOut
@@ -208,6 +209,8 @@ class GPTNeoPreTrainedModelSGTM(GPTNeoPreTrainedModel):
 
     config_class = GPTNeoSGTMConfig
     _no_split_modules = ["GPTNeoBlock", "GPTNeoBlockSGTM"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
     sgtm: SGTM
 
     def adjust_gradients(self, sgtm_mode: Mode | None = None) -> None:
@@ -305,6 +308,7 @@ class GPTNeoModelSGTM(GPTNeoPreTrainedModelSGTM, GPTNeoModel):
         self.masked_layers = config.layers
         for i in self.masked_layers:
             self.h[i] = GPTNeoBlockSGTM.of(self.h[i], config, i)
+        give_attention(self)
         self.init_weights()  # of what is not initialised yet: the paper's split layers
         if alone:  # ``joint`` may be a language model's
             root, head = f"{self.base_model_prefix}.", ("head", _ROW.head.removesuffix(".*"))

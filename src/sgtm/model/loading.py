@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from sgtm.config import ConfigError
+from sgtm.model.attention import use_attention
 
 _SHOWN = 3  # names in a message
 
@@ -35,4 +36,5 @@ def load_checkpoint(path: str | Path, remedy: str, **options: Any) -> PreTrained
     if names:
         shown = ", ".join(sorted(names)[:_SHOWN])
         raise ConfigError(f"{path} lacks {len(names)} weights of its own model ({shown} ...); {remedy}")
+    use_attention(model)
     return model  # type: ignore[no-any-return]

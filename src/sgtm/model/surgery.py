@@ -18,6 +18,7 @@ from transformers import (
 
 from sgtm.config import nearest
 from sgtm.model.architectures import architecture_of
+from sgtm.model.attention import use_attention
 from sgtm.model.split_linear import SplitLinearOut
 from sgtm.model.sublayers import Projection, Sublayer, layers_of, sublayers
 
@@ -125,10 +126,8 @@ def resized(
         ValueError: the family's configuration cannot have so many heads or neurons.
     """
     state = _state(model, heads, neurons, zero)
-    attention = model.config._attn_implementation
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(
-        _config(model, heads, neurons), attn_implementation=attention
-    )
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(_config(model, heads, neurons))
+    use_attention(built, model.config._attn_implementation)
     for name, p in built.named_parameters():
         p.data = p.data.to(state[name].dtype)
     built.load_state_dict(state)

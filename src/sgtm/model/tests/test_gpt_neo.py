@@ -269,7 +269,7 @@ def test_the_signature_is_the_stock_one_and_the_mode() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_default_mode_is_the_stock_model(split: bool, tied: bool) -> None:
     sizes = {"tie_word_embeddings": tied, "initializer_range": 0.2}
-    model = build(split_masked_weights=split, **sizes)
+    model = build(split_masked_weights=split, attn_implementation="eager", **sizes)
     torch.manual_seed(0)
     stock = GPTNeoForCausalLM(GPTNeoConfig(**SIZES, **ATTENTION, **sizes))
     ours, theirs = model(**batch()), stock(**batch())
@@ -602,7 +602,7 @@ def test_a_setting_may_be_changed_on_loading(tmp_path: Path) -> None:
 def test_a_stock_checkpoint_loads_into_whole_weights(tmp_path: Path) -> None:
     stock = GPTNeoForCausalLM(GPTNeoConfig(**SIZES, **ATTENTION)).eval()
     stock.save_pretrained(tmp_path)
-    model = GPTNeoForCausalLMSGTM.from_pretrained(tmp_path, **FIELDS)
+    model = GPTNeoForCausalLMSGTM.from_pretrained(tmp_path, attn_implementation="eager", **FIELDS)
     assert torch.equal(logits(model), stock(batch()["input_ids"]).logits)
     assert not torch.equal(logits(model, "retain"), logits(model))
 

@@ -1,0 +1,128 @@
+"""GPT-Neo's attention through transformers' table of attention functions: sdpa, flex_attention, flash_attention_2.
+
+The library gives GPT-Neo only ``eager``, which makes (heads, seq, seq) weights in fp32, and a flash attention that
+forgets the window of its local layers. Here each of the library's functions computes
+
+    softmax(q k^T + mask) v,    without 1/sqrt(head_dim), a local layer seeing the last ``window_size`` positions alone.
+
+``eager`` stays the library's own, bit for bit. Other families go through the table already.
+"""
+# mypy: disable-error-code="no-untyped-call"
+# (transformers declares itself typed, but most of its functions are not.)
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
+
+_DEFAULT = "sdpa"
+Mask = Tensor | BlockMask | None
+
+
+class GPTNeoAttention(GPTNeoSelfAttention):
+    """The stock attention, computed by ``config._attn_implementation``, whatever that is at the time."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Mask = None,
+        layer_past: Any = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """``hidden_states`` (batch, seq, hidden) -> (the same shape, weights or None).
+
+        Raises:
+            ValueError: weights are asked of a function that makes none.
+        """
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions=True: {self.config._attn_implementation} makes no attention weights; "
+                "call use_attention(model, 'eager') first"
+            )
+        return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
+
+    def _attn(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask = None) -> Any:
+        """(batch, heads, seq, head_dim) each -> (the same shape, weights or None)."""
+        name = self.config._attn_implementation
+        if name == "eager":
+            return super()._attn(query, key, value, attention_mask)
+        is_local = self.attention_type == "local" and key.shape[-2] > self.config.window_size
+        if is_local and not name.startswith("flash"):
+            attention_mask = self._windowed(attention_mask, query.shape[-2], key.shape[-2], query.device)
+        out, weights = ALL_ATTENTION_FUNCTIONS[name](
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attn_dropout.p if self.training else 0.0,
+            scaling=1.0,
+            sliding_window=self.config.window_size if is_local else None,
+        )
+        return out.transpose(1, 2), weights
+
+    def _windowed(self, mask: Mask, num_queries: int, num_keys: int, device: torch.device) -> Mask:
+        """``mask`` of a global layer, and beyond the window nothing; queries are the last positions of the keys."""
+        if isinstance(mask, BlockMask):
+            return self._windowed_blocks(mask, num_queries, num_keys, device)
+        seen = self.bias[:, :, num_keys - num_queries : num_keys, :num_keys]  # (1, 1, queries, keys)
+        if mask is None:
+            return seen
+        if mask.dtype == torch.bool:
+            return mask.logical_and(seen)
+        return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+    def _windowed_blocks(self, mask: BlockMask, num_queries: int, num_keys: int, device: torch.device) -> BlockMask:
+        """Made once a forward pass and kept on the mask that all layers share."""
+        if "sgtm_windowed" not in vars(mask):
+            window, offset = self.config.window_size, num_keys - num_queries
+
+            def is_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                return (query + offset - key).lt(window)
+
+            size = int(mask.kv_num_blocks.shape[0])
+            mods = and_masks(mask.mask_mod, is_near)
+            blocks = create_block_mask(mods, size, None, num_queries, num_keys, device=str(device))
+            vars(mask)["sgtm_windowed"] = blocks
+        return vars(mask)["sgtm_windowed"]  # type: ignore[no-any-return]
+
+
+# So that the library's constructors find it; its own models are never asked for these two.
+GPT_NEO_ATTENTION_CLASSES.update(dict.fromkeys(("sdpa", "flex_attention"), GPTNeoAttention))
+
+
+def use_attention(model: PreTrainedModel, implementation: str | None = None) -> None:
+    """Compute ``model``'s attention by ``implementation`` from now on.
+
+    Args:
+        implementation: ``eager``, ``sdpa``, ``flex_attention``, ``flash_attention_2``, or what else transformers knows.
+            None: GPT-Neo's by ``sdpa``; another family's stays as it is.
+
+    Raises:
+        ValueError: an unknown name, or a package or device that it needs is missing.
+    """
+    if not any(isinstance(module, GPTNeoSelfAttention) for module in model.modules()):
+        if implementation not in (None, model.config._attn_implementation):
+            model.set_attn_implementation(implementation)
+        return
+    name = implementation or _DEFAULT
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if name not in known:
+        raise ValueError(f"attention {name!r} is unknown; use one of {', '.join(known)}")
+    if name.startswith("flash"):
+        name = model.get_correct_attn_implementation(name)
+    give_attention(model)
+    model.config._attn_implementation = name
+
+
+def give_attention(model: nn.Module) -> None:
+    """Make every stock GPT-Neo attention in ``model`` one that follows ``config._attn_implementation``."""
+    for module in model.modules():
+        if isinstance(module, GPTNeoSelfAttention):
+            module.__class__ = GPTNeoAttention  # of the same parameters and buffers; it adds none

@@ -1,0 +1,196 @@
+"""Every function of the table computes GPT-Neo's own attention: local windows, padding, caches, gradients."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from sgtm.config import ConfigError, ModelConfig, PartitionConfig
+from sgtm.model.attention import GPTNeoAttention, use_attention
+from sgtm.model.build import build_model
+from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
+from sgtm.model.loading import load_checkpoint
+
+WINDOW, LENGTH = 5, 16
+CONFIG = {
+    "vocab_size": 29,
+    "hidden_size": 32,
+    "num_layers": 4,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 2]],
+    "max_position_embeddings": 32,
+    "window_size": WINDOW,
+    "initializer_range": 0.2,  # so that attention is not even
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def stock(**changes):
+    torch.manual_seed(0)
+    return GPTNeoForCausalLM(GPTNeoConfig(**{**CONFIG, **changes})).eval()
+
+
+def ours(**changes):
+    model = stock(**changes)
+    use_attention(model)
+    return model
+
+
+def ids(rows=3, length=LENGTH):
+    return torch.randint(1, 29, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_window_matters_in_these_tests():
+    assert not torch.allclose(stock()(ids()).logits, stock(window_size=LENGTH)(ids()).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("length", [1, WINDOW, WINDOW + 1, LENGTH])
+def test_losses_and_gradients_equal_eager(length):
+    found = []
+    for model in (stock(), ours()):
+        model(input_ids=ids(length=length), labels=ids(length=length)).logits.square().mean().backward()
+        found.append([p.grad for p in model.parameters()])
+    for expected, own in zip(*found, strict=True):
+        close(own, expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding(side):
+    """The positions that are padding may hold anything, but no number that is none: its gradient would spread."""
+    mask = torch.ones(3, LENGTH, dtype=torch.long)
+    mask[1, : 7 if side == "left" else None] = 0 if side == "left" else 1
+    if side == "right":
+        mask[1, 9:] = 0
+    expected, found = (model(ids(), attention_mask=mask).logits for model in (stock(), ours()))
+    assert found.isfinite().all()
+    close(found[mask.bool()], expected[mask.bool()])
+
+
+def test_a_given_mask_of_four_dimensions():
+    """Blocks of a packed row, as booleans (what sdpa takes) and as numbers that are added (what eager takes)."""
+    document = torch.arange(LENGTH) // 6
+    allowed = (document[:, None] == document) & torch.ones(LENGTH, LENGTH).tril().bool()
+    added = torch.zeros(LENGTH, LENGTH).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    expected = stock()(ids(1), attention_mask=added[None, None]).logits
+    for mask in (allowed, added):
+        close(ours()(ids(1), attention_mask=mask[None, None]).logits, expected)
+
+
+def test_a_cache_in_steps_of_any_length():
+    whole, model, cache, found = stock()(ids()).logits, ours(), None, []
+    for part in ids().split([3, 1, 7, 1, 4], 1):
+        out = model(part, use_cache=True, **({} if cache is None else _cached(model, cache)))
+        cache = out.to_tuple()[1]
+        found.append(out.logits)
+    close(torch.cat(found, 1), whole)
+
+
+def _cached(model, cache):
+    """The keyword was renamed on the way to transformers 5.24."""
+    import inspect
+
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return {name: cache}
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation(beams):
+    mask = torch.ones(3, LENGTH, dtype=torch.long)
+    mask[0, :4] = 0
+    settings = {"max_new_tokens": 10, "do_sample": False, "num_beams": beams, "attention_mask": mask, "pad_token_id": 0}
+    expected, found = (model.generate(ids(), **settings) for model in (stock(), ours()))
+    assert torch.equal(found, expected)
+
+
+def test_dropout_is_of_training_alone():
+    model = ours(attention_dropout=0.5)
+    assert torch.equal(model(ids()).logits, model(ids()).logits)
+    model.train()
+    assert not torch.equal(model(ids()).logits, model(ids()).logits)
+
+
+def test_eager_stays_the_librarys():
+    model = ours()
+    use_attention(model, "eager")
+    assert torch.equal(model(ids()).logits, stock()(ids()).logits)
+    assert len(model(ids(), output_attentions=True).attentions) == 4
+
+
+def test_weights_that_nothing_makes_are_refused():
+    with pytest.raises(ValueError, match="sdpa makes no attention weights"):
+        ours()(ids(), output_attentions=True)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'spda' is unknown; use one of eager, "):
+        use_attention(stock(), "spda")
+
+
+def test_flash_attention_is_told_the_window(monkeypatch):
+    """The library's own flash attention of GPT-Neo forgets it."""
+    told = []
+
+    def flash(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
+        told.append((sliding_window, kwargs["scaling"]))
+        return value.transpose(1, 2), None
+
+    model = ours()
+    monkeypatch.setitem(
+        use_attention.__globals__["ALL_ATTENTION_FUNCTIONS"]._global_mapping, "flash_attention_2", flash
+    )
+    model.config._attn_implementation = "flash_attention_2"
+    model(ids())
+    assert told == [(None, 1.0), (WINDOW, 1.0)] * 2
+
+
+def test_flex_blocks_hold_the_window_and_are_made_once():
+    causal = create_block_mask(lambda b, h, q, k: q + 4 >= k, 3, None, 12, 16, device="cpu")
+    layers = [block.attn.attention for block in ours().transformer.h if block.attn.attention_type == "local"]
+    first, second = (layer._windowed(causal, 12, 16, torch.device("cpu")) for layer in layers)
+    assert first is second
+    queries, keys = torch.arange(12)[:, None] + 4, torch.arange(16)
+    seen = first.mask_mod(torch.tensor(0), torch.tensor(0), torch.arange(12)[:, None], keys)
+    assert torch.equal(seen, (queries >= keys) & (queries - keys < WINDOW))
+
+
+def test_the_compatibility_classes_have_it():
+    config = GPTNeoSGTMConfig(**CONFIG, retain_mlp_dim=96, retain_attn_heads=3)
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLMSGTM(config).eval()
+    assert model.config._attn_implementation == "sdpa"
+    assert {type(b.attn.attention) for b in model.transformer.h} == {GPTNeoAttention}
+    close(model(ids()).logits, stock()(ids()).logits)
+    model.set_attn_implementation("eager")
+    assert torch.equal(model(ids()).logits, stock()(ids()).logits)
+
+
+def test_what_is_built_and_loaded_uses_it(tmp_path):
+    built, _ = build_model(
+        ModelConfig(config={"model_type": "gpt_neo", **CONFIG}), PartitionConfig(neurons=8), None, None
+    )
+    assert built.config._attn_implementation == "sdpa"
+    built.save_pretrained(tmp_path)
+    assert "sdpa" not in (tmp_path / "config.json").read_text()
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path).transformer.h[0].attn.attention) is not GPTNeoAttention
+    assert load_checkpoint(tmp_path, "").config._attn_implementation == "sdpa"
+
+
+def test_other_families_keep_theirs_unless_told():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=29))
+    before = model.config._attn_implementation
+    use_attention(model)
+    assert model.config._attn_implementation == before
+    use_attention(model, "eager")
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_configured_name_is_checked():
+    config = ModelConfig(config={"model_type": "gpt_neo", **CONFIG}, attention="sdpaa")
+    with pytest.raises(ConfigError, match=r"model.attention='sdpaa': .* unknown"):
+        build_model(config, PartitionConfig(neurons=8), None, None)
