@@ -1,160 +1,239 @@
-"""What masking costs: a step (forward, backward, clipping, AdamW) under SGTM against one of the model without it.
+"""A training step (forward, backward, clipping, AdamW): ours against the stock model's, with masking and without.
 
-    python benchmarks/step.py [--rounds 15] [--only strict]
+    python benchmarks/step.py [--models small] [--rounds 15] [--only strict]
+    python benchmarks/step.py --models 8M 34M --batch 8 --context 512 --rounds 20
+    python benchmarks/step.py --models 64M 254M llama-64M --precision bf16 --compile      # a GPU
 
-Every measurement of a case stands between two of the untouched model in the same process; the ratio of the two is what
-is reported: its median over the rounds, with a 95 % interval of the median (bootstrap). Processor time is reported
-beside wall time: on a machine that others use as well it is the steadier one.
+`stock` is transformers' model trained plainly, `off` is ours without masking: GPT-Neo's attention through
+`use_attention`, the loss in chunks where `SGTMTrainer` would take it so. All begin with the same weights and see the
+same tokens, and the largest difference of `off`'s and `default`'s losses from `stock`'s is told. Steps run in turns in
+one process, ratios are within a round; peak memory is of a process for each case (on a GPU: of the allocator).
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from side_by_side import Step, Timing, clock, in_turns, interval, peak_memory, print_peak, report, speeds
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from sgtm import SGTM, Partition
-from sgtm.environment import environment, tune_malloc
+from sgtm.config import load
+from sgtm.environment import tune_malloc
+from sgtm.model.attention import use_attention
+from sgtm.model.chunked_loss import chunked, is_large
+from sgtm.model.gpt_neo import GPTNeoSGTMConfig
 from sgtm.model.masking import Mode
 from sgtm.train.optimizer import BlockParameters
 
-BATCH, CONTEXT, STEPS = 8, 128, 5
+CONFIGS = Path(__file__).parent.parent / "configs"
+PAPER = {name: CONFIGS / f"{folder}/{name}.yaml" for folder in ("wiki", "tinystories") for name in ("34M", "64M")}
+PAPER |= {name: CONFIGS / f"tinystories/{name}.yaml" for name in ("8M", "18M")}
+PAPER |= {name: CONFIGS / f"wiki/{name}.yaml" for name in ("125M", "254M")}
+SMALL = {"hidden_size": 128, "num_layers": 6, "num_heads": 8, "window_size": 64}
 MODES = ("default", "retain", "forget")
-Step = Callable[[], None]
+UPDATES = ("gradient", "strict", "per_block")
 
 
-def model() -> GPTNeoForCausalLM:
-    config = GPTNeoConfig(
-        vocab_size=4096,
-        hidden_size=128,
-        num_layers=6,
-        num_heads=8,
-        attention_types=[[["global", "local"], 3]],
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    torch.manual_seed(0)
-    return GPTNeoForCausalLM(config)
+def config_of(model: str, context: int) -> PreTrainedConfig:
+    """``small``, a size of the paper, or a Llama of that size: ``llama-8M``."""
+    family, _, size = model.rpartition("-")
+    sizes = SMALL if size == "small" else dict(load(PAPER[size]).model.config)
+    vocab = 4096 if size == "small" else 50257
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    if family == "llama":
+        return LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=sizes["hidden_size"],
+            intermediate_size=4 * sizes["hidden_size"],
+            num_hidden_layers=sizes["num_layers"],
+            num_attention_heads=sizes["num_heads"],
+            max_position_embeddings=context,
+            tie_word_embeddings=True,
+            **ends,
+        )
+    sizes |= {"max_position_embeddings": context, "vocab_size": vocab, **ends}
+    sizes.pop("model_type", None)
+    types = GPTNeoSGTMConfig(num_layers=sizes["num_layers"]).attention_types
+    return AutoConfig.for_model("gpt_neo", attention_types=types, **sizes)
 
 
-def tokens() -> torch.Tensor:
-    return torch.randint(4096, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0))
+class Bench:
+    """One model's cases, all of the same weights and tokens."""
 
+    def __init__(self, model: str, settings: argparse.Namespace) -> None:
+        self.name, self.settings = model, settings
+        self.config = config_of(model, settings.context)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        generator = torch.Generator().manual_seed(0)
+        shape = (settings.batch, settings.context)
+        self.ids = torch.randint(self.config.vocab_size, shape, generator=generator).to(self.device)
+        self.positions = torch.randint(3, shape, generator=generator)
 
-def plain(fused: bool) -> Step:
-    net, ids = model(), tokens()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
+    def cases(self) -> dict[str, Callable[[], Step]]:
+        found = {"stock": self.stock, "off": self.off}
+        mixed: dict[str, Mode] = {
+            "a mode for each example": [MODES[i % 3] for i in range(len(self.ids))],
+            "a mode for each position": self.positions,
+        }
+        updates = UPDATES if self.name == "small" else ("gradient",)
+        for update in updates:
+            for name, mode in {**dict(zip(MODES, MODES, strict=True)), **mixed}.items():
+                found[f"{name}, {update}"] = lambda mode=mode, update=update: self.masked(mode, update)  # type: ignore[misc]
+            found[f"mixed in parts, {update}"] = lambda update=update: self.masked(None, update)  # type: ignore[misc]
+        if self.name == "small":
+            found["default, strict, fused AdamW"] = lambda: self.masked("default", "strict", fused=True)
+        chosen = [name for name in found if self.settings.only in name or name in ("stock", "off")]
+        return {name: found[name] for name in chosen}
 
-    def step() -> None:
-        net(input_ids=ids, labels=ids).loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    def stock(self) -> Step:
+        net = self._model()
+        return self._step(net, torch.optim.AdamW(net.parameters(), lr=1e-3), [(nullcontext, slice(None))])
 
-    return step
+    def off(self) -> Step:
+        net = self._fast_model()
+        return self._step(net, torch.optim.AdamW(net.parameters(), lr=1e-3), [(nullcontext, slice(None))], fast=True)
 
-
-def masked(mode: Mode, update: str, fused: bool = False) -> Step:
-    net, ids = model(), tokens()
-    sgtm = SGTM(Partition.of(net, heads=1, neurons=32), joint=("embeddings", "norms"))
-    blocks = BlockParameters(sgtm, contiguous=fused)
-    names = {name for name, _ in net.named_parameters()}
-    groups = blocks.groups(1e-3, 0.01, names, by_owner=update == "per_block")
-    optimizer = torch.optim.AdamW(net.parameters() if update == "gradient" else groups, lr=1e-3, fused=fused)
-    if update != "gradient":
-        blocks.attach(optimizer)
-    present = {mode} if isinstance(mode, str) else set(MODES)
-
-    def step() -> None:
-        with sgtm.batch(mode):
-            net(input_ids=ids, labels=ids).loss.backward()
-        if update != "gradient":
-            blocks.set_gradients(present)
-        if update == "per_block":
-            blocks.clip(1.0)
+    def masked(self, mode: Mode | None, update: str, fused: bool = False) -> Step:
+        """A mode for the batch, or None: a third of the examples in each, in parts, the forget part first."""
+        net = self._fast_model()
+        sgtm = SGTM(Partition.of(net, heads=1, neurons=32), joint=("embeddings", "norms"))
+        blocks = BlockParameters(sgtm, contiguous=fused)
+        names = {name for name, _ in net.named_parameters()}
+        groups = blocks.groups(1e-3, 0.01, names, by_owner=update == "per_block")
+        plain = update == "gradient"
+        optimizer = torch.optim.AdamW(net.parameters() if plain else groups, lr=1e-3, fused=fused, weight_decay=0.01)
+        if not plain:
+            blocks.attach(optimizer)
+        parts: list[tuple[Callable[[], AbstractContextManager[object]], slice]]
+        if mode is None:
+            order: list[Mode] = ["forget", "retain", "default"]
+            parts = [(lambda m=m: sgtm.batch(m), slice(i, None, 3)) for i, m in enumerate(order)]  # type: ignore[misc]
         else:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        net.zero_grad()
+            parts = [(lambda: sgtm.batch(mode), slice(None))]
+        present = {mode} if isinstance(mode, str) else set(MODES)
 
-    return step
+        def clip() -> None:
+            if not plain:
+                blocks.set_gradients(present)
+            if update == "per_block":
+                blocks.clip(1.0)
+            else:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+
+        whole = mode is None or isinstance(mode, str)  # as SGTMTrainer: modes within a pass mask the head too
+        return self._step(net, optimizer, parts, fast=whole, clip=clip)
+
+    def _step(
+        self,
+        net: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        parts: list[tuple[Callable[[], AbstractContextManager[object]], slice]],
+        fast: bool = False,
+        clip: Callable[[], None] | None = None,
+    ) -> Step:
+        low = self.settings.precision == "bf16"
+        run = torch.compile(net) if self.settings.compile else net
+
+        def step() -> float:
+            total = torch.zeros((), device=self.device)
+            for context, rows in parts:
+                ids = self.ids[rows]
+                batch = {"input_ids": ids, "labels": F.pad(ids[:, 1:], (1, 0), value=-100)}
+                large = fast and is_large(batch, net, low)
+                with context(), chunked(net) if large else nullcontext():
+                    with torch.autocast(self.device, torch.bfloat16, enabled=low):
+                        loss = run(**batch, use_cache=False).loss * (len(ids) / len(self.ids))
+                    loss.backward()
+                total += loss.detach()
+            if clip is None:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            else:
+                clip()
+            optimizer.step()
+            net.zero_grad()
+            return float(total)
+
+        return step
+
+    def _model(self) -> PreTrainedModel:
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(self.config).to(self.device)  # type: ignore[no-any-return]
+
+    def _fast_model(self) -> PreTrainedModel:
+        net = self._model()
+        net.config = type(net.config).from_dict(net.config.to_dict())  # stock's own stays eager
+        for module in net.modules():
+            if "config" in vars(module):
+                module.config = net.config
+        use_attention(net)
+        return net
 
 
-def cases() -> dict[str, Callable[[], Step]]:
-    """What is measured, by name; made when it is its turn."""
-    examples: Mode = [MODES[i % 3] for i in range(BATCH)]
-    positions: Mode = torch.randint(3, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0))
-    mixed = {"a mode for each example": examples, "a mode for each position": positions}
-    found: dict[str, Callable[[], Step]] = {"stock again": lambda: plain(fused=False)}
-    for update in ("gradient", "strict", "per_block"):
-        for name, mode in {**dict(zip(MODES, MODES, strict=True)), **mixed}.items():
-            found[f"{name}, {update}"] = lambda mode=mode, update=update: masked(mode, update)  # type: ignore[misc]
-    for mode in MODES:
-        found[f"{mode}, strict, fused AdamW"] = lambda mode=mode: masked(mode, "strict", fused=True)  # type: ignore[misc]
-    return found
+def measure(bench: Bench) -> dict[str, object]:
+    settings = bench.settings
+    timings = in_turns({name: make() for name, make in bench.cases().items()}, settings.rounds)
+    memory = {}
+    if settings.memory:
+        given = ["--batch", str(settings.batch), "--context", str(settings.context), "--precision", settings.precision]
+        given += ["--compile"] if settings.compile else []
+        memory = {name: peak_memory([*given, "--models", bench.name, "--peak-of", name]) for name in timings}
+    return {"timings": timings, "memory_mb": memory}
 
 
-def seconds(step: Step) -> tuple[float, float]:
-    """(wall, processor) seconds of one step."""
-    wall, processor = time.perf_counter(), time.process_time()
-    for _ in range(STEPS):
-        step()
-    return (time.perf_counter() - wall) / STEPS, (time.process_time() - processor) / STEPS
-
-
-def measure(stock: Step, case: Step, rounds: int) -> list[dict[str, float]]:
-    """Speed against stock in each round, which is stock, case, stock."""
-    case()
-    found, before = [], seconds(stock)
-    for _ in range(rounds):
-        own, after = seconds(case), seconds(stock)
-        wall, processor = ((a + b) / 2 / o for a, b, o in zip(before, after, own, strict=True))
-        found.append({"wall": wall, "processor": processor, "seconds": own[0]})
-        before = after
-    return found
-
-
-def interval(ratios: list[float]) -> str:
-    """The median, and a 95 % interval of it."""
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, 1), (0.025, 0.975))
-    return f"{statistics.median(ratios):.3f} ({low:.3f} .. {high:.3f})"
+def rows_of(name: str, found: dict[str, object], tokens: int) -> list[list[str]]:
+    timings: dict[str, list[Timing]] = found["timings"]  # type: ignore[assignment]
+    memory: dict[str, float] = found["memory_mb"]  # type: ignore[assignment]
+    rows = []
+    for case, own in timings.items():
+        middle = sorted(getattr(t, clock()) for t in own)[len(own) // 2]
+        same = case == "off" or case.startswith("default")
+        apart = max(abs(a.loss - b.loss) for a, b in zip(own, timings["stock"], strict=True))
+        rows.append(
+            [
+                name,
+                case,
+                f"{middle * 1e3:,.0f}",
+                f"{tokens / middle:,.0f}",
+                "" if case == "stock" else interval(speeds(own, timings["stock"], clock())),
+                "" if case in ("stock", "off") else interval(speeds(own, timings["off"], clock())),
+                f"{memory[case]:,.0f}" if memory else "",
+                f"{memory[case] / memory['stock']:.2f}" if memory else "",
+                f"{apart:.1e}" if same else "",
+            ]
+        )
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["small"], help="small, 8M ... 254M, llama-8M ...")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains this, beside stock and off")
+    parser.add_argument("--memory", action="store_true", help="peak memory too, of a process for each case")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/step.json"))
-    arguments = parser.parse_args()
+    settings = parser.parse_args()
     tune_malloc()
-    stocks = {fused: plain(fused) for fused in (False, True)}
-    for stock in stocks.values():
-        stock()
-    chosen = {name: make for name, make in cases().items() if arguments.only in name}
-    found = {name: measure(stocks["fused" in name], make(), arguments.rounds) for name, make in chosen.items()}
-    report(found, arguments.out)
-
-
-def report(found: dict[str, list[dict[str, float]]], out: Path) -> None:
-    table = Table("step", "ms", "tokens/s", "speed / stock, wall", "speed / stock, processor time")
-    for name, rounds in found.items():
-        middle = statistics.median(r["seconds"] for r in rounds)
-        ratios = (interval([r[clock] for r in rounds]) for clock in ("wall", "processor"))
-        table.add_row(name, f"{middle * 1e3:.1f}", f"{BATCH * CONTEXT / middle:,.0f}", *ratios)
-    Console(width=120).print(table, platform.processor() or platform.machine())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"rounds": found, "environment": environment()}, indent=1))
-    print(f"written to {out}")
+    if settings.peak_of:
+        bench = Bench(settings.models[0], settings)
+        step = bench.cases()[settings.peak_of]
+        print_peak(lambda: [run() for run in [step()] * 2])
+        return
+    found = {model: measure(Bench(model, settings)) for model in settings.models}
+    tokens = settings.batch * settings.context
+    title = f"{settings.batch} x {settings.context} tokens, {settings.precision}{', compiled' * settings.compile}"
+    seconds = f"ms ({clock()} time)"
+    columns = ("model", "step", seconds, "tokens/s", "speed / stock", "speed / off", "peak MB", "/ stock", "loss apart")
+    rows = [row for model, values in found.items() for row in rows_of(model, values, tokens)]
+    report(title, columns, rows, found, settings.out)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from sgtm.config import Category
 from sgtm.data.mixture import Rows, collate
 from sgtm.evaluate.share import WHOLE, Share
+from sgtm.model.chunked_loss import can_part, headless
 from sgtm.model.masking import SGTM
 
 Variant = Literal["intact", "ablated", "calibrated"]
 _MAX_LOGITS = 2**27  # entries of one forward pass: half a gigabyte in fp32
-_CHUNK = 2**24  # entries that are in fp32 at a time
+_CHUNK = 2**23  # entries that there are at a time, or in fp32 at a time: 32 MB
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,39 @@ def evaluate_loss(
     Raises:
         ValueError: no row has a token to predict.
     """
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    return evaluate_losses(model, rows, sgtm, [bias], batch_size, without, share)[0]
+
+
+@torch.no_grad()
+def evaluate_losses(
+    model: PreTrainedModel,
+    rows: Rows,
+    sgtm: SGTM | None,
+    biases: Sequence[Tensor | None],
+    batch_size: int = 64,
+    without: Sequence[str] = (),
+    share: Share = WHOLE,
+) -> list[Loss]:
+    """``evaluate_loss`` with each of ``biases``, in one pass of the trunk.
+
+    Where the logits are the head's output on the last hidden state they are made for some positions at a time, and not
+    at all where nothing is to be predicted.
+    """
+    totals, count = torch.zeros(len(biases), dtype=torch.float64), 0
+    in_parts = isinstance(model, PreTrainedModel) and can_part(model)
     with evaluating(model, sgtm, without):
         for input_ids, labels in batches(model, rows, batch_size, share):
-            logits = model(input_ids=input_ids, use_cache=False).logits
-            total += _sum_of_losses(logits, labels, bias)
-            count += int((labels[:, 1:] != -100).sum())
-    whole, num_tokens = share.sum([float(total), count], next(model.parameters()).device)
+            told = labels[:, 1:] != -100
+            with headless(model) if in_parts else nullcontext():
+                states = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            head: Any = model.get_output_embeddings() if in_parts else None
+            totals += _sums_of_losses(states, head, labels[:, 1:], told, biases)
+            count += int(told.sum())
+    device = next(model.parameters()).device
+    *sums, num_tokens = share.sum([*totals.tolist(), count], device)
     if not num_tokens:
         raise ValueError(f"{len(rows)} rows have no token to predict; rows need at least two tokens")
-    return Loss(whole / num_tokens, int(num_tokens))
+    return [Loss(total / num_tokens, int(num_tokens)) for total in sums]
 
 
 @contextmanager
@@ -98,10 +122,15 @@ def evaluate_categories(
         intact = evaluate_loss(model, of_category, batch_size=batch_size, share=share)
         losses[category, "intact"] = losses[category, "ablated"] = intact
         given = of_category if for_removed is None else for_removed(of_category)
+        variants: list[Variant] = []
         if sgtm is not None or given is not of_category:
-            losses[category, "ablated"] = evaluate_loss(model, given, sgtm, None, batch_size, without, share)
+            variants.append("ablated")
         if bias is not None:
-            losses[category, "calibrated"] = evaluate_loss(model, given, sgtm, bias, batch_size, without, share)
+            variants.append("calibrated")
+        if variants:
+            biases = [bias if variant == "calibrated" else None for variant in variants]
+            found = evaluate_losses(model, given, sgtm, biases, batch_size, without, share)
+            losses |= {(category, variant): loss for variant, loss in zip(variants, found, strict=True)}
     return losses
 
 
@@ -174,11 +203,22 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("input_ids", "labels") if key in row}
 
 
-def _sum_of_losses(logits: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum over tokens of -log softmax(logits + bias)[label], in fp32 a few rows at a time; () on the CPU."""
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    rows = max(1, _CHUNK // (logits.shape[1] * logits.shape[2]))
-    for z, y in zip(logits[:, :-1].split(rows), labels[:, 1:].split(rows), strict=True):
-        z = z.float() if bias is None else z.float() + bias
-        total += F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
-    return total.cpu()
+def _sums_of_losses(
+    states: Tensor, head: Any, targets: Tensor, told: Tensor, biases: Sequence[Tensor | None]
+) -> Tensor:
+    """For each bias the sum of -log softmax(logits + bias)[target] in fp32, some positions at a time; on the CPU.
+
+    Args:
+        states: (batch, seq, vocab), or (batch, seq, hidden) and the ``head`` that reads them.
+        targets, told: (batch, seq), and where there is one.
+    """
+    totals = torch.zeros(len(biases), dtype=torch.float64, device=states.device)
+    size = max(1, _CHUNK // (states.shape[-1] if head is None else len(head.weight)))
+    rows = len(states) if head is not None else max(1, size // states.shape[1])  # whole logits are not copied at once
+    for some, x in zip(told.split(rows), states.split(rows), strict=True):
+        for h, y in zip(x[some].split(size), targets[: len(x)][some].split(size), strict=True):
+            z = (h if head is None else head(h)).float()
+            for i, bias in enumerate(biases):
+                totals[i] += F.cross_entropy(z if bias is None else z + bias, y, reduction="sum")
+        targets = targets[len(x) :]
+    return totals.cpu()

@@ -100,23 +100,56 @@ def _add_product(total: Tensor, g: Tensor, h: Tensor) -> None:
 @torch.no_grad()
 def can_chunk(model: PreTrainedModel) -> bool:
     """Whether the model's loss is that of its head on its last hidden state (no cap or scale after it), by trying."""
-    head: Any = model.get_output_embeddings()
-    if (
-        type(head) is not nn.Linear
-        or type(head.weight) is not nn.Parameter
-        or model.loss_function is not ForCausalLMLoss
-    ):
+    if not _is_plain(model.get_output_embeddings()) or model.loss_function is not ForCausalLMLoss:
         return False
-    ids = torch.arange(min(8, head.out_features), device=head.weight.device)[None]
-    was_training = model.training
-    model.eval()
-    try:
+    with _tried(model) as ids:
         own = model(input_ids=ids, labels=ids, use_cache=False).loss
         with chunked(model):
             ours = model(input_ids=ids, labels=ids, use_cache=False).loss
+    return bool(torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-4))
+
+
+@torch.no_grad()
+def can_part(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its head's output on what ``headless`` gives, by trying."""
+    head: Any = model.get_output_embeddings()
+    if not _is_plain(head):
+        return False
+    with _tried(model) as ids:
+        own = model(input_ids=ids, use_cache=False).logits
+        with headless(model):
+            ours = model(input_ids=ids, use_cache=False).logits
+    return bool(torch.allclose(own.float(), head(ours).float(), rtol=1e-3, atol=1e-4))
+
+
+def _is_plain(head: Any) -> bool:
+    """A linear layer, its weights not sharded, nothing hooked to it."""
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or "forward" in vars(head):
+        return False
+    return not head._forward_hooks and not head._forward_pre_hooks
+
+
+@contextmanager
+def _tried(model: PreTrainedModel) -> Iterator[Tensor]:
+    """A few token ids (1, seq), while the model is without dropout."""
+    head: Any = model.get_output_embeddings()
+    was_training = model.training
+    model.eval()
+    try:
+        yield torch.arange(min(8, head.out_features), device=head.weight.device)[None]
     finally:
         model.train(was_training)
-    return bool(torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-4))
+
+
+@contextmanager
+def headless(model: PreTrainedModel) -> Iterator[None]:
+    """What ``model`` returns as logits is what its head would read: (batch, seq, hidden)."""
+    head: Any = model.get_output_embeddings()
+    head.forward = _identity
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 @contextmanager
@@ -132,12 +165,11 @@ def chunked(model: PreTrainedModel) -> Iterator[None]:
         count = (targets != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
-    head.forward = _identity
     model.loss_function = loss
     try:
-        yield
+        with headless(model):
+            yield
     finally:
-        del head.forward
         del model._loss_function
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from sgtm.data.mixture import Rows
 from sgtm.evaluate import loss as loss_module
-from sgtm.evaluate.loss import Loss, evaluate_categories, evaluate_loss, of_categories
+from sgtm.evaluate.loss import Loss, evaluate_categories, evaluate_loss, evaluate_losses, of_categories
+from sgtm.model.chunked_loss import can_part
 
 
 def rows_of(*lengths: int) -> Rows:
@@ -55,7 +57,30 @@ def test_large_logits_are_cut_into_pieces(model, monkeypatch):
     monkeypatch.setattr(loss_module, "_CHUNK", 16 * 300)
     again = evaluate_loss(model, rows)
     assert again.mean == pytest.approx(whole.mean, abs=1e-6)
-    assert seen == [3, 3, 3, 1]
+    assert seen[2:] == [3, 3, 3, 1]  # after two of one row that ask whether the head can be taken apart
+
+
+@pytest.mark.parametrize("cap", [None, 0.5], ids=["plain", "capped"])
+def test_several_biases_take_one_pass(cap):
+    """Logits that are capped behind the head cannot be made in parts, and are right all the same."""
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 4,
+    }
+    config = Gemma2Config(**sizes, num_key_value_heads=4, vocab_size=300, final_logit_softcapping=cap)
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config).eval()
+    assert can_part(model) == (cap is None)
+    rows, biases = rows_of(2, 16, 7, 3), [None, torch.randn(300), torch.randn(300)]
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    found = evaluate_losses(model, rows, None, biases)
+    assert len(passes) == 3  # two of them ask what ``can_part`` does
+    for loss, bias in zip(found, biases, strict=True):
+        assert loss.mean == pytest.approx(naive(model, rows, 0.0 if bias is None else bias.double())[0], abs=1e-5)
 
 
 def test_the_ablated_loss_is_that_of_the_ablated_model(model, sgtm):
