@@ -21,7 +21,7 @@ from sgtm.model.sharding import has_shards, whole_linear
 _START_STD = 0.1
 _FINAL_RATE = 0.1
 _CACHE_BATCH = 64
-_MAX_LOGITS = 2**21  # entries at a time: 8 MB in fp32, which stay in a processor's cache
+_MAX_LOGITS = 2**23  # entries at a time: 32 MB in fp32; fewer read a large head's weights too often
 
 
 def fit_bias(

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sgtm.config import Category
@@ -208,17 +207,25 @@ def _sums_of_losses(
 ) -> Tensor:
     """For each bias the sum of -log softmax(logits + bias)[target] in fp32, some positions at a time; on the CPU.
 
+    sum_v exp(z_v + b_v) = sum_v exp(z_v) exp(b_v): with the exponentials of the logits, each bias is one product more.
+
     Args:
         states: (batch, seq, vocab), or (batch, seq, hidden) and the ``head`` that reads them.
         targets, told: (batch, seq), and where there is one.
     """
     totals = torch.zeros(len(biases), dtype=torch.float64, device=states.device)
-    size = max(1, _CHUNK // (states.shape[-1] if head is None else len(head.weight)))
+    vocab = states.shape[-1] if head is None else len(head.weight)
+    added = torch.stack([states.new_zeros(vocab, dtype=torch.float32) if b is None else b.float() for b in biases], 1)
+    most = added.amax(0)
+    factors = (added - most).exp()  # (vocab, biases)
+    size = max(1, _CHUNK // vocab)
     rows = len(states) if head is not None else max(1, size // states.shape[1])  # whole logits are not copied at once
     for some, x in zip(told.split(rows), states.split(rows), strict=True):
         for h, y in zip(x[some].split(size), targets[: len(x)][some].split(size), strict=True):
-            z = (h if head is None else head(h)).float()
-            for i, bias in enumerate(biases):
-                totals[i] += F.cross_entropy(z if bias is None else z + bias, y, reduction="sum")
+            z = (h if head is None else head(h)).float()  # (positions, vocab)
+            highest = z.amax(1, keepdim=True)
+            reached = z.gather(1, y[:, None]) - highest + added[y]  # (positions, biases)
+            sums = z.sub_(highest).exp_() @ factors
+            totals += (sums.log() + most - reached).sum(0, dtype=torch.float64)
         targets = targets[len(x) :]
     return totals.cpu()
