@@ -318,6 +318,8 @@ class TrainConfig:
     category and draws its label for the whole step (the paper's code)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+    peak_tflops: float | None = None
+    """What one device can do, for MFU; GPUs in wide use are known (in bf16)."""
     log_every: int = 50
     save_every: int | None = None
     """Steps between checkpoints, from which --resume goes on; by default a tenth of the run."""
@@ -332,6 +334,8 @@ class TrainConfig:
         _check_counts(
             self, "train", "steps", "batch_size", "micro_batch_size", "log_every", "save_every", "keep_checkpoints"
         )
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ConfigError(f"train.peak_tflops={self.peak_tflops} must be positive, or null")
         if not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(f"train.warmup_steps={self.warmup_steps} must be less than train.steps={self.steps}")
         for name in ("hear_domains", "auxiliary_spread", "core_robustness"):

@@ -1,5 +1,6 @@
 """A run's page, section by section: what was trained on what, what it lost, and what was measured of it since."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -358,9 +359,24 @@ def throughput(found: RunFolder) -> Html:
     }
     if found.num_parameters:
         numbers["FLOP/s (6 × parameters × tokens)"] = short(6 * found.num_parameters * found.tokens_per_second)
+    numbers |= _of_devices(found.throughput)
     curve = [(float(r["step"]), r["tokens"] / r["seconds"]) for r in found.throughput if r["seconds"]]
     chart = line_chart("Speed", [Line("training", curve, marked=False)], "step", "tokens per second")
     return section("Throughput", pairs(numbers), chart)
+
+
+def _of_devices(records: list[dict[str, Any]]) -> dict[str, object]:
+    """Memory, MFU and the examples of each mode, where a run recorded them."""
+    numbers: dict[str, object] = {}
+    if memory := [r["memory_mb"] for r in records if "memory_mb" in r]:
+        numbers["peak memory of a process"] = f"{max(memory):,.0f} MB"
+    if rates := [(r["mfu"], r["seconds"]) for r in records if "mfu" in r]:
+        mean = sum(mfu * seconds for mfu, seconds in rates) / sum(seconds for _, seconds in rates)
+        numbers["MFU (6 × parameters × tokens)"] = f"{mean:.1%}"
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.get("examples", {}))
+    return numbers | {f"trained in {mode} mode": f"{number:,}" for mode, number in counts.items()}
 
 
 def _duration(seconds: float) -> str:

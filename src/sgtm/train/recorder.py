@@ -1,7 +1,6 @@
 """``metrics.jsonl``: one object a line, written as the run goes on."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from sgtm.config import Category
 from sgtm.evaluate.loss import Loss, Variant
 from sgtm.records import METRICS, THROUGHPUT, read_records, write_records
 from sgtm.train.trackers import names_of
+from sgtm.train.trainer import SGTMTrainer
 
 Evaluation = Callable[[int], dict[tuple[Category, Variant], Loss]]
 
@@ -21,12 +21,12 @@ class Recorder(TrainerCallback):
 
     A record has: step, tokens (trained on so far, each predicted token once), flops (6 x parameters x tokens), split,
     category, variant, loss (nats per token), num_tokens (that the loss is a mean over). ``throughput.jsonl`` has, by
-    step, the tokens trained on since the record before, and their seconds without evaluations.
+    step, what ``SGTMTrainer.reading`` says of the steps since the record before.
 
     Args:
         evaluate: given the step, the losses of the test split.
-        flops_per_token: 6 x the number of parameters.
-        log: tells test losses to the loggers that the run reports to (``Trainer.log``).
+        trainer: whose run it is.
+        report: tell the loggers that the run reports to the test losses too.
     """
 
     def __init__(
@@ -34,19 +34,17 @@ class Recorder(TrainerCallback):
         folder: Path,
         evaluate: Evaluation,
         every: int | None,
-        flops_per_token: int,
-        log: Callable[[dict[str, float]], None] | None = None,
+        trainer: SGTMTrainer,
+        report: bool = False,
     ) -> None:
-        self.path, self.evaluate, self.every, self.flops_per_token = folder / METRICS, evaluate, every, flops_per_token
-        self.log = log
+        self.path, self.evaluate, self.every = folder / METRICS, evaluate, every
+        self.trainer, self.report = trainer, report
         self.evaluated_at = -1
-        self.tokens_at_log = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A resumed run repeats the steps since its checkpoint: forget what was written of them."""
-        self.logged_at, self.tokens_at_log = time.monotonic(), state.num_input_tokens_seen
         if state.is_world_process_zero:
             for path in (self.path, self.path.with_name(THROUGHPUT)):
                 found = read_records(path) if state.global_step else []
@@ -56,32 +54,31 @@ class Recorder(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" not in logs:
             return
-        tokens, self.tokens_at_log = state.num_input_tokens_seen - self.tokens_at_log, state.num_input_tokens_seen
+        reading = self.trainer.reading
+        assert reading is not None
         extra = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
-        self._write(state, "train", "all", "intact", Loss(logs["loss"], tokens), **extra)
-        now = time.monotonic()
-        seconds, self.logged_at = now - self.logged_at, now
-        self._append(state, THROUGHPUT, {"step": state.global_step, "tokens": tokens, "seconds": round(seconds, 3)})
+        self._write(state, "train", "all", "intact", Loss(logs["loss"], reading.tokens), **extra)
+        self._append(state, THROUGHPUT, {"step": state.global_step, **reading.as_record()})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
-            self.evaluated_at, start = state.global_step, time.monotonic()
-            losses = self.evaluate(state.global_step)
-            for (category, variant), loss in losses.items():
-                self._write(state, "test", category, variant, loss)
-            if self.log is not None:
-                wanted = control.should_log
-                self.log(names_of(losses))
-                control.should_log = wanted  # Trainer takes any log for the step's own
-            self.logged_at += time.monotonic() - start
+            self.evaluated_at = state.global_step
+            with self.trainer.meter.paused():
+                losses = self.evaluate(state.global_step)
+                for (category, variant), loss in losses.items():
+                    self._write(state, "test", category, variant, loss)
+                if self.report:
+                    wanted = control.should_log
+                    self.trainer.log(names_of(losses))
+                    control.should_log = wanted  # Trainer takes any log for the step's own
 
     def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:
         tokens = state.num_input_tokens_seen
         record = {
             "step": state.global_step,
             "tokens": tokens,
-            "flops": tokens * self.flops_per_token,
+            "flops": tokens * self.trainer.meter.flops_per_token,
             "split": split,
             "category": category,
             "variant": variant,

@@ -34,7 +34,15 @@ SHARES = (0.0, *(2.0**-k for k in range(10, -1, -1)))  # of the forget documents
 REFERENCES = "references"
 _SAME_RETAIN = 0.01  # retain tokens of a run and of an ordinary model may differ by this share, or by a step's
 _NO_MATTER = {  # for what an ordinary model learns, or matched by the tokens that it sees
-    "train": ("steps", "warmup_steps", "micro_batch_size", "log_every", "save_every", "gradient_checkpointing"),
+    "train": (
+        "steps",
+        "warmup_steps",
+        "micro_batch_size",
+        "log_every",
+        "save_every",
+        "gradient_checkpointing",
+        "peak_tflops",
+    ),
     "evaluate": ("every", "batch_size"),
     "labels": ("undiscovered", "tpr", "retain_fraction"),
 }

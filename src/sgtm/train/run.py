@@ -147,9 +147,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         train_dataset=rows if stream is None else stream,
         processing_class=data.tokenizer,
     )
+    trainer.meter.set_peak(t.peak_tflops)
     guard(trainer)
-    log = trainer.log if arguments.report_to else None
-    recorder = Recorder(folder, evaluation, config.evaluate.every, 6 * model.num_parameters(), log)
+    recorder = Recorder(folder, evaluation, config.evaluate.every, trainer, report=bool(arguments.report_to))
     _start_folder(config, folder, counts if stream is None else {}, model, sgtm)
     trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # first: what is not finite is not evaluated
     trainer.add_callback(recorder)

@@ -22,6 +22,7 @@ from sgtm.data.mixture import Rows, collate
 from sgtm.data.stream import ModeStream
 from sgtm.model.chunked_loss import can_chunk, chunked, is_large
 from sgtm.model.masking import SGTM
+from sgtm.train.meter import Meter, Reading
 from sgtm.train.optimizer import BlockParameters
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.stream_loader import StreamLoader
@@ -105,6 +106,9 @@ class SGTMTrainer(Trainer):
         if sgtm is not None:
             self._check(model, sgtm)
         self.add_callback(_SetEpoch(self) if self.stream is None else self.stream)
+        self.reading: Reading | None = None  # of the steps that were logged last
+        self.meter = Meter(model, self.modes, self._total, self.args.world_size)
+        self.add_callback(self.meter)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -220,6 +224,8 @@ class SGTMTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         mode = inputs.pop("mode", None)
+        if mode is not None:
+            self.meter.count(mode)
         self._count_tokens(num_items_in_batch)
         if self.sgtm is None:
             if mode is not None and bool(mode.any()):
@@ -372,6 +378,20 @@ class SGTMTrainer(Trainer):
         if self.update == "per_block" and self.blocks is not None:
             return self._block_norm  # clipped already, each block by itself
         return super()._clip_grad_norm(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's; beside a training loss also speed, MFU, memory and the examples of each mode."""
+        if "loss" in logs:
+            self.reading = self.meter.read(self.state.num_input_tokens_seen)
+            logs = logs | self.reading.as_logs()
+        super().log(logs, start_time)
+
+    def _total(self, counts: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.args.world_size == 1:
+            return counts
+        summed: Tensor = self.accelerator.reduce(counts.to(self.args.device), "sum")
+        return summed
 
     def _count_tokens(self, num_items_in_batch: Tensor | int | None) -> None:
         """Predicted tokens of the whole optimizer step, on all processes, counted once."""

@@ -1,8 +1,10 @@
 """What a run leaves for its report, beside its losses."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainerState
 
 from sgtm.data.conditional import GOOD
@@ -11,6 +13,7 @@ from sgtm.evaluate.generate import continuations, continue_text
 from sgtm.evaluate.loss import Loss
 from sgtm.records import GENERATIONS, MATRIX, PARTITION, THROUGHPUT, read_records
 from sgtm.train.account import write_matrix
+from sgtm.train.meter import Meter
 from sgtm.train.recorder import Recorder
 from sgtm.train.run import ablation_matrix_of_run, evaluate_run, train
 from sgtm.train.tests.test_run import config_of
@@ -102,27 +105,35 @@ def test_times_are_of_every_step_once(run):
     assert [r["step"] for r in found] == [2, 4, 6]
     losses = [r for r in read_records(run[1] / "metrics.jsonl") if r["split"] == "train"]
     assert sum(r["tokens"] for r in found) == losses[-1]["tokens"]
-    assert all(r["seconds"] > 0 for r in found)
+    assert all(r["seconds"] > 0 and r["memory_mb"] > 0 for r in found)
+    steps, batch = 6, 8
+    assert sum(sum(r["examples"].values()) for r in found) == steps * batch
 
 
 def test_evaluations_do_not_count_as_training(tmp_path, monkeypatch):
     """By a clock of our own: a step takes 2 s, an evaluation 100."""
     now = [0.0]
-    monkeypatch.setattr("sgtm.train.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sgtm.train.meter.time.monotonic", lambda: now[0])
 
     def evaluate(step):
         now[0] += 100
         return {("retain", "intact"): Loss(1.0, 3)}
 
-    recorder, state = Recorder(tmp_path, evaluate, 2, 6), TrainerState(max_steps=4, is_world_process_zero=True)
+    trainer = SimpleNamespace(meter=Meter(torch.nn.Linear(2, 3), ("default", "retain", "forget")), reading=None)
+    recorder, state = Recorder(tmp_path, evaluate, 2, trainer), TrainerState(max_steps=4, is_world_process_zero=True)
+    trainer.meter.on_train_begin(None, state, None)
     recorder.on_train_begin(None, state, None)
     for step in (1, 2, 3, 4):
         now[0] += 2
+        trainer.meter.count(torch.tensor([0, 2, 2]))
         state.global_step, state.num_input_tokens_seen = step, 10 * step
         recorder.on_step_end(None, state, None)
         if step in (2, 4):
+            trainer.reading = trainer.meter.read(10 * step)
             recorder.on_log(None, state, None, logs={"loss": 5.0})
-    assert read_records(tmp_path / THROUGHPUT) == [{"step": s, "tokens": 20, "seconds": 4.0} for s in (2, 4)]
+    found = read_records(tmp_path / THROUGHPUT)
+    assert [(r["step"], r["tokens"], r["seconds"]) for r in found] == [(2, 20, 4.0), (4, 20, 4.0)]
+    assert [r["examples"] for r in found] == [{"default": 2, "retain": 0, "forget": 4}] * 2
     state.global_step = 2  # a resumed run forgets what it repeats
     recorder.on_train_begin(None, state, None)
     assert [r["step"] for r in read_records(tmp_path / THROUGHPUT)] == [2]

@@ -1,0 +1,133 @@
+"""How fast a run goes and on what, as it goes: tokens per second, MFU, memory, examples of each mode."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_PEAK_TFLOPS = {  # dense, of one device in bf16: the makers' figures
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What went by since the reading before, evaluations left out.
+
+    Args:
+        tokens: trained on by all processes, each predicted token once.
+        examples: of each mode (positions, where each position has a mode of its own), on all processes.
+        memory_mb: the most that this process held: of the GPU's memory where there is one, else of the machine's.
+        mfu: 6 x parameters x tokens / seconds, as a share of what the devices can do; None where that is not known.
+    """
+
+    tokens: int
+    seconds: float
+    examples: dict[str, int]
+    memory_mb: float
+    mfu: float | None
+
+    def as_logs(self) -> dict[str, float]:
+        """Numbers by the names that loggers and the progress bar show."""
+        logs = {"tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0}
+        if self.mfu is not None:
+            logs["mfu"] = round(self.mfu, 4)
+        return logs | {"memory_mb": self.memory_mb} | {f"examples/{mode}": n for mode, n in self.examples.items()}
+
+    def as_record(self) -> dict[str, Any]:
+        """For ``throughput.jsonl``."""
+        record = {"tokens": self.tokens, "seconds": round(self.seconds, 3), "memory_mb": self.memory_mb}
+        return record | ({} if self.mfu is None else {"mfu": self.mfu}) | {"examples": self.examples}
+
+
+class Meter(TrainerCallback):
+    """Counts while a run trains; ``read`` says what went by and begins anew. Counting makes no device wait.
+
+    Args:
+        model: whose parameters and device count for MFU.
+        modes: names that the codes of ``count`` are indices into.
+        total: sums (modes,) over all processes.
+        num_devices: that train together.
+        peak_tflops: of one device; by default that of a GPU whose name is known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modes: Sequence[str],
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+        num_devices: int = 1,
+        peak_tflops: float | None = None,
+    ) -> None:
+        self.modes, self.total = tuple(modes), total
+        self.flops_per_token = 6 * sum(p.numel() for p in model.parameters())
+        self.num_devices = num_devices
+        self.set_peak(peak_tflops)
+        self.counts: Tensor | None = None
+        self.since, self.tokens = time.monotonic(), 0
+
+    def set_peak(self, tflops: float | None) -> None:
+        """Take ``tflops`` for what one device can do; None: what is known of it."""
+        peak = tflops or known_peak()
+        self.peak_flops = None if peak is None else peak * 1e12 * self.num_devices
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.since, self.tokens, self.counts = time.monotonic(), state.num_input_tokens_seen, None
+
+    def count(self, mode: Tensor) -> None:
+        """Note the codes (batch,) or (batch, seq) of a batch."""
+        found = (mode.reshape(-1, 1) == torch.arange(len(self.modes), device=mode.device)).sum(0)
+        self.counts = found if self.counts is None else self.counts + found
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens meanwhile is no training."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.since += time.monotonic() - start
+
+    def read(self, tokens_seen: int) -> Reading:
+        """Called by all processes together."""
+        now = time.monotonic()
+        seconds, tokens = now - self.since, tokens_seen - self.tokens
+        self.since, self.tokens = now, tokens_seen
+        examples: dict[str, int] = {}
+        if self.counts is not None:
+            examples = dict(zip(self.modes, self.total(self.counts).tolist(), strict=True))
+            self.counts = None
+        mfu = None
+        if self.peak_flops is not None and seconds:
+            mfu = self.flops_per_token * tokens / seconds / self.peak_flops
+        return Reading(tokens, seconds, examples, peak_memory(), mfu)
+
+
+def known_peak() -> float | None:
+    """TFLOP/s of this process's GPU in bf16, where its name is known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for known, peak in _PEAK_TFLOPS.items() if known in name), None)
+
+
+def peak_memory() -> float:
+    """MB that this process held at most: of the GPU, where there is one."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
