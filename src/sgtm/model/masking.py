@@ -100,7 +100,7 @@ class SGTM:
                 inside a batch.
         """
         mode = self._resolve(mode)
-        if isinstance(mode, str) and has_shards(self.partition.model):
+        if isinstance(mode, str) and any(self._masked_by(mode)) and has_shards(self.partition.model):
             mode = torch.tensor(self.partition.modes.index(mode), device=self.partition.model.device)
         if self._in_batch:
             raise RuntimeError(
