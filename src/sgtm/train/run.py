@@ -123,7 +123,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     """
     method = method_of(config)
     checkpoint = _open_folder(config, folder, resume)
-    tune_malloc()
+    _tune()
     data = data_of(config)
     rows, sampler, counts = labelled_rows(config, method, data.train, data.control)
     set_seed(config.seed)
@@ -162,6 +162,12 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         _leave_generations(trainer, folder, evaluation)
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
+
+
+def _tune() -> None:
+    """Settings of the process that training on a CPU is faster with, and a line that says so."""
+    if tune_malloc() and not torch.cuda.is_available() and int(os.environ.get("RANK", "0")) == 0:
+        print("malloc keeps freed memory (mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GiB): fewer page faults a step")
 
 
 def _run(trainer: SGTMTrainer, folder: Path, checkpoint: str | None) -> None:

@@ -82,6 +82,20 @@ def test_the_last_sound_checkpoint_is_found(tmp_path):
     assert fault_of(tmp_path / "nothing", "run") == "was not written to its end"
 
 
+def test_only_the_first_process_removes_what_is_half_written(tmp_path, monkeypatch, capsys):
+    """Several that start together would take it away under each other's feet."""
+    half = tmp_path / "checkpoint-2"
+    half.mkdir()
+    monkeypatch.setenv("RANK", "1")
+    assert last_sound(tmp_path, 6, "run") is None
+    assert half.exists()
+    assert not capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")
+    assert last_sound(tmp_path, 6, "run") is None
+    assert not half.exists()
+    assert "checkpoint-2" in capsys.readouterr().out
+
+
 def test_older_checkpoints_go_once_the_new_one_is_sealed(prepared, tmp_path):
     train(config_of(prepared, train__save_every=1, train__keep_checkpoints=3), tmp_path / "run")
     assert list(checkpoints_of(tmp_path / "run" / "checkpoints")) == [4, 5, 6]
@@ -187,7 +201,7 @@ def test_other_errors_say_how_to_go_on(prepared, tmp_path):
 @pytest.mark.slow
 def test_twenty_random_kills(prepared, tmp_path):
     """SIGKILL at random moments, saves included (a checkpoint at every step): the end is that of an unbroken run."""
-    config = config_of(prepared, train__save_every=1, train__steps=40, evaluate__every=10)
+    config = config_of(prepared, train__save_every=1, train__steps=200, evaluate__every=50)
     train(config, tmp_path / "whole")
     folder = tmp_path / "killed"
     dump(config, tmp_path / "config.yaml")
