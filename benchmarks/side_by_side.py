@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sgtm.environment import environment
 
-Step = Callable[[], float]  # does the work once and returns its loss
+Step = Callable[[], float]  # does the work once and returns its loss, or what else it amounts to
 
 
 @dataclass(frozen=True)

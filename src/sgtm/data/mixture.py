@@ -1,7 +1,8 @@
 """Prepared data -> what a run trains and is tested on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +58,25 @@ class Rows:
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Row ``key``, or row and mode where a sampler draws the mode itself."""
-        index, mode = key if isinstance(key, tuple) else (key, None if self.modes is None else self.modes[key])
-        row = self.data[int(index)]
+        index, mode = self._index_and_mode(key)
+        return self._example(index, mode, self.data[int(index)])
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
+        """The rows of a batch, for torch's loader: read from disk together, where input_ids are all that is needed."""
+        if self.treat is not None or self.token_labels is not None:
+            return [self[key] for key in keys]
+        found = [self._index_and_mode(key) for key in keys]
+        read = self._input_ids[[int(index) for index, _ in found]]["input_ids"]
+        return [self._example(i, mode, {"input_ids": ids}) for (i, mode), ids in zip(found, read, strict=True)]
+
+    @cached_property
+    def _input_ids(self) -> Dataset:
+        return self.data.select_columns(["input_ids"]).with_format("numpy")
+
+    def _index_and_mode(self, key: int | tuple[int, int]) -> tuple[int, int | None]:
+        return key if isinstance(key, tuple) else (key, None if self.modes is None else self.modes[key])
+
+    def _example(self, index: int, mode: int | None, row: dict[str, Any]) -> dict[str, Any]:
         example: dict[str, Any] = {"input_ids": np.asarray(row["input_ids"])}
         if self.treat is not None:
             document = int(self.documents[index])

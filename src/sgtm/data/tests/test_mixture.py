@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from sgtm.config import CATEGORIES, MODES, ConfigError, DataConfig, LabelConfig
-from sgtm.data.mixture import PreparedData, by_topic, collate, count_modes, step_draw_chances, training_rows
+from sgtm.data.mixture import PreparedData, Rows, by_topic, collate, count_modes, step_draw_chances, training_rows
 from sgtm.data.tokenize import load_tokenizer, tokenizer_hash
 
 LABELS = LabelConfig(undiscovered=0.2, retain_fraction=0.25)
@@ -165,3 +166,19 @@ def test_a_tokenizer_that_does_not_belong_to_the_data_is_refused(tmp_path, prepa
     DatasetDict(train=big, test=big).save_to_disk(tmp_path / "big")
     with pytest.raises(ConfigError, match="do not belong"):
         PreparedData.load(DataConfig(parts={"forget": str(tmp_path / "big")}, tokenizer=paper_data.tokenizer))
+
+
+@pytest.mark.parametrize("lengths", [(5, 5, 5, 5), (5, 2, 9, 1)], ids=["packed", "ragged"])
+def test_a_batch_of_rows_is_its_rows(lengths):
+    """What torch's loader reads together is what it would read one by one, of a selection as well."""
+    rng = np.random.default_rng(0)
+    data = Dataset.from_dict(
+        {"input_ids": [rng.integers(99, size=n).tolist() for n in lengths], "other": ["text"] * len(lengths)}
+    )
+    whole = Rows(data, np.zeros(4, np.int8), np.arange(4), modes=np.array([0, 2, 1, 0], np.int8))
+    for rows in (whole, whole.select(np.array([3, 1, 2])), replace(whole, modes=None)):
+        for keys in ([1, 0, 2], [(2, 1), (0, 2)]):
+            for one, together in zip((rows[key] for key in keys), rows.__getitems__(keys), strict=True):
+                assert one.keys() == together.keys()
+                assert one.get("mode") == together.get("mode")
+                assert one["input_ids"].tolist() == together["input_ids"].tolist()
