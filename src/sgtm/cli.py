@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -1050,13 +1050,17 @@ def main(arguments: Arguments | None = None) -> None:
     """Run ``sgtm`` with ``arguments`` (the command line by default); errors are one line and exit with 1."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help"):
-        print(_overview())
+        print(_overview(COMMANDS, "Train a language model so that a chosen capability can be taken out again."))
         return
     for length in (2, 1):
         command = COMMANDS.get(" ".join(words[:length]))
         if command is not None:
             break
     else:
+        group = {name: c for name, c in COMMANDS.items() if name.startswith(f"{words[0]} ")}
+        if group and words[1:2] in (["-h"], ["--help"]):
+            print(_overview(group, f"sgtm {words[0]} ..."))
+            return
         sys.exit(_unknown(" ".join(w for w in words[:2] if not w.startswith("-"))))
     try:
         command(words[length:])
@@ -1070,18 +1074,10 @@ def main(arguments: Arguments | None = None) -> None:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {(c.__doc__ or '').splitlines()[0]}" for name, c in COMMANDS.items()]
-    return "\n".join(
-        (
-            "usage: sgtm COMMAND ... (sgtm COMMAND --help shows its options)",
-            "",
-            "Train a language model so that a chosen capability can be taken out again.",
-            "",
-            *lines,
-        )
-    )
+def _overview(commands: Mapping[str, Callable[[Arguments], None]], about: str) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {(c.__doc__ or '').splitlines()[0]}" for name, c in commands.items()]
+    return "\n".join(("usage: sgtm COMMAND ... (sgtm COMMAND --help shows its options)", "", about, "", *lines))
 
 
 def _unknown(words: str) -> str:

@@ -144,3 +144,12 @@ def test_the_public_names():
 def test_importing_sgtm_costs_nothing():
     code = "import sys, sgtm; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", [["data", "-h"], ["data", "--help"]])
+def test_a_group_of_commands_lists_them(words, capsys):
+    main(words)
+    shown = capsys.readouterr().out
+    assert "data synthetic" in shown
+    assert "data inspect" in shown
+    assert not any(line.startswith("  train ") for line in shown.splitlines())
