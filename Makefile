@@ -43,6 +43,9 @@ check: setup
 
 bench: setup
 	$(PY) benchmarks/step.py
+	$(PY) benchmarks/evaluate.py
+	$(PY) benchmarks/data.py
+	$(PY) benchmarks/scaling.py
 
 docs: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS),docs]"
