@@ -10,6 +10,8 @@ forgets the window of its local layers. Here each of the library's functions com
 # mypy: disable-error-code="no-untyped-call"
 # (transformers declares itself typed, but most of its functions are not.)
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
 
 _DEFAULT = "sdpa"
+_BLOCK = 64  # queries at a time on a processor, as measured
 Mask = Tensor | BlockMask | None
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class GPTNeoAttention(GPTNeoSelfAttention):
@@ -52,31 +56,44 @@ class GPTNeoAttention(GPTNeoSelfAttention):
         name = self.config._attn_implementation
         if name == "eager":
             return super()._attn(query, key, value, attention_mask)
-        is_local = self.attention_type == "local" and key.shape[-2] > self.config.window_size
-        if is_local and not name.startswith("flash"):
-            attention_mask = self._windowed(attention_mask, query.shape[-2], key.shape[-2], query.device)
-        out, weights = ALL_ATTENTION_FUNCTIONS[name](
+        num_queries, num_keys = query.shape[-2], key.shape[-2]
+        is_local = self.attention_type == "local" and num_keys > self.config.window_size
+        attend = partial(
+            ALL_ATTENTION_FUNCTIONS[name],
             self,
-            query,
-            key,
-            value,
-            attention_mask,
             dropout=self.attn_dropout.p if self.training else 0.0,
             scaling=1.0,
             sliding_window=self.config.window_size if is_local else None,
         )
+        if name == "sdpa" and _pays_in_blocks(query, num_keys):
+            return torch.cat(list(self._in_blocks(attend, query, key, value, attention_mask, is_local)), 1).transpose(
+                1, 2
+            ), None
+        if is_local and not name.startswith("flash"):
+            attention_mask = self._windowed(attention_mask, num_queries, num_keys, query.device)
+        out, weights = attend(query, key, value, attention_mask)  # (batch, seq, heads, head_dim)
         return out.transpose(1, 2), weights
+
+    def _in_blocks(
+        self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Any, is_local: bool
+    ) -> Iterator[Tensor]:
+        """Some queries at a time with no more than the keys that they may see; (batch, some, heads, head_dim) each.
+
+        A processor's sdpa skips nothing of what a mask or causality hides; ``mask`` is a tensor or None.
+        """
+        for start in range(0, query.shape[-2], _BLOCK):
+            stop = min(start + _BLOCK, query.shape[-2])
+            first = max(0, start - self.config.window_size + 1) if is_local else 0
+            seen = self.bias[:, :, start:stop, first:stop]
+            seen = seen if mask is None else _both(mask[..., start:stop, first:stop], seen)
+            yield attend(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], seen)[0]
 
     def _windowed(self, mask: Mask, num_queries: int, num_keys: int, device: torch.device) -> Mask:
         """``mask`` of a global layer, and beyond the window nothing; queries are the last positions of the keys."""
         if isinstance(mask, BlockMask):
             return self._windowed_blocks(mask, num_queries, num_keys, device)
         seen = self.bias[:, :, num_keys - num_queries : num_keys, :num_keys]  # (1, 1, queries, keys)
-        if mask is None:
-            return seen
-        if mask.dtype == torch.bool:
-            return mask.logical_and(seen)
-        return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+        return seen if mask is None else _both(mask, seen)
 
     def _windowed_blocks(self, mask: BlockMask, num_queries: int, num_keys: int, device: torch.device) -> BlockMask:
         """Made once a forward pass and kept on the mask that all layers share."""
@@ -91,6 +108,19 @@ class GPTNeoAttention(GPTNeoSelfAttention):
             blocks = create_block_mask(mods, size, None, num_queries, num_keys, device=str(device))
             vars(mask)["sgtm_windowed"] = blocks
         return vars(mask)["sgtm_windowed"]  # type: ignore[no-any-return]
+
+
+def _both(mask: Tensor, seen: Tensor) -> Tensor:
+    """``mask``, of booleans or of numbers that are added, and nothing but what is ``seen``."""
+    if mask.dtype == torch.bool:
+        return mask.logical_and(seen)
+    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
+def _pays_in_blocks(query: Tensor, num_keys: int) -> bool:
+    """On a processor, a whole sequence of some length; a GPU's kernels skip by themselves, compiled graphs unroll."""
+    whole = query.shape[-2] == num_keys > _BLOCK
+    return whole and query.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 # So that the library's constructors find it; its own models are never asked for these two.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sgtm.config import ConfigError, ModelConfig, PartitionConfig
 from sgtm.model.attention import GPTNeoAttention, use_attention
@@ -29,6 +30,13 @@ CONFIG = {
 def stock(**changes):
     torch.manual_seed(0)
     return GPTNeoForCausalLM(GPTNeoConfig(**{**CONFIG, **changes})).eval()
+
+
+@pytest.fixture(params=[64, 3], ids=["whole", "in blocks"], autouse=True)
+def block(request, monkeypatch):
+    """Of queries; the sequences here are shorter than the block that is right for a processor."""
+    monkeypatch.setattr("sgtm.model.attention._BLOCK", request.param)
+    return request.param
 
 
 def ours(**changes):
@@ -107,6 +115,22 @@ def test_generation(beams):
     assert torch.equal(found, expected)
 
 
+def test_blocks_see_no_more_keys_than_they_may(block, monkeypatch):
+    """A window of 5 and blocks of 3 queries: 3, then 6, then 7 keys."""
+    if block > LENGTH:
+        return
+    seen, sdpa = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def counted(module, query, key, *args, **kwargs):
+        seen.append((module.attention_type, query.shape[2], key.shape[2]))
+        return sdpa(module, query, key, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", counted)
+    ours()(ids())
+    assert seen[:6] == [("global", 3, 3 * i) for i in range(1, 6)] + [("global", 1, 16)]
+    assert seen[6:12] == [("local", 3, 3), ("local", 3, 6), *[("local", 3, 7)] * 3, ("local", 1, 5)]
+
+
 def test_dropout_is_of_training_alone():
     model = ours(attention_dropout=0.5)
     assert torch.equal(model(ids()).logits, model(ids()).logits)
@@ -140,9 +164,7 @@ def test_flash_attention_is_told_the_window(monkeypatch):
         return value.transpose(1, 2), None
 
     model = ours()
-    monkeypatch.setitem(
-        use_attention.__globals__["ALL_ATTENTION_FUNCTIONS"]._global_mapping, "flash_attention_2", flash
-    )
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
     model.config._attn_implementation = "flash_attention_2"
     model(ids())
     assert told == [(None, 1.0), (WINDOW, 1.0)] * 2
