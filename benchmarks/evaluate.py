@@ -83,11 +83,13 @@ def plain_evaluation(model: PreTrainedModel, rows: dict[str, Rows], bias: Tensor
     return total
 
 
-def plain_calibration(model: PreTrainedModel, rows: dict[str, Rows], tokens: int, freeze: bool) -> float:
-    copied = ablated(model).requires_grad_(not freeze)
+def plain_calibration(
+    copied: PreTrainedModel, batches: dict[str, list[tuple[Tensor, Tensor]]], tokens: int, freeze: bool
+) -> float:
+    """Some steps; what comes before them is not counted."""
+    copied.requires_grad_(not freeze)
     bias = nn.Parameter(torch.randn(copied.config.vocab_size) * 0.1)
     optimizer = torch.optim.AdamW([bias], lr=1e-2, weight_decay=0.0)
-    batches = {name: plain_batches(found) for name, found in rows.items()}
     for step in range(SOME_STEPS):
         for name, weight in (("forget", 1.0), ("retain", 100.0)):
             ids, labels = batches[name][step % len(batches[name])]
@@ -96,6 +98,7 @@ def plain_calibration(model: PreTrainedModel, rows: dict[str, Rows], tokens: int
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:size, 1:].flatten())
             (weight * loss).backward()
         optimizer.step()
+        copied.zero_grad()
         optimizer.zero_grad()
     return 0.0
 
@@ -118,6 +121,7 @@ def main() -> None:
     vocab, config = stock.config.vocab_size, CalibrateConfig(steps=STEPS)
     rows = {name: make_rows(settings.rows, vocab, settings.context, i) for i, name in enumerate(CATEGORIES)}
     to_fit = {name: make_rows(config.rows, vocab, settings.context, 7 + i) for i, name in enumerate(CATEGORIES)}
+    removed, batches = ablated(stock), {name: plain_batches(found) for name, found in to_fit.items()}
     bias = torch.randn(vocab, generator=torch.Generator().manual_seed(0)) * 0.1
 
     def our_evaluation() -> float:
@@ -129,8 +133,8 @@ def main() -> None:
     )
     calibration = in_turns(
         {
-            "straightforward": lambda: plain_calibration(stock, to_fit, config.tokens, freeze=False),
-            "straightforward, trunk frozen": lambda: plain_calibration(stock, to_fit, config.tokens, freeze=True),
+            "straightforward": lambda: plain_calibration(removed, batches, config.tokens, freeze=False),
+            "straightforward, trunk frozen": lambda: plain_calibration(removed, batches, config.tokens, freeze=True),
             "ours": lambda: float(fit_bias(ours, to_fit, config, sgtm).sum()),  # type: ignore[arg-type]
         },
         settings.calibration_rounds,

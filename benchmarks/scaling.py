@@ -53,7 +53,7 @@ def speed(config: Path, processes: int, method: str, steps: int, batch: int, fol
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, max(2, torch.cuda.device_count())])
+    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, torch.cuda.device_count() or 2}))
     parser.add_argument("--config", type=Path, default=Path("configs/demo/demo.yaml"))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)

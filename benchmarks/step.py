@@ -165,10 +165,6 @@ class Bench:
 
     def _fast_model(self) -> PreTrainedModel:
         net = self._model()
-        net.config = type(net.config).from_dict(net.config.to_dict())  # stock's own stays eager
-        for module in net.modules():
-            if "config" in vars(module):
-                module.config = net.config
         use_attention(net)
         return net
 

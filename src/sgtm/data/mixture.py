@@ -67,7 +67,10 @@ class Rows:
             return [self[key] for key in keys]
         found = [self._index_and_mode(key) for key in keys]
         read = self._input_ids[[int(index) for index, _ in found]]["input_ids"]
-        return [self._example(i, mode, {"input_ids": ids}) for (i, mode), ids in zip(found, read, strict=True)]
+        return [  # torch warns of arrays that cannot be written to, as those in place on disk
+            self._example(i, mode, {"input_ids": ids if ids.flags.writeable else ids.copy()})
+            for (i, mode), ids in zip(found, read, strict=True)
+        ]
 
     @cached_property
     def _input_ids(self) -> Dataset:

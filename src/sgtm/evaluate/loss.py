@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sgtm.config import Category
@@ -20,6 +21,7 @@ from sgtm.model.masking import SGTM
 Variant = Literal["intact", "ablated", "calibrated"]
 _MAX_LOGITS = 2**27  # entries of one forward pass: half a gigabyte in fp32
 _CHUNK = 2**23  # entries that there are at a time, or in fp32 at a time: 32 MB
+_CHUNK_ELSEWHERE = 2**27  # half a gigabyte, so that a GPU has enough to do; a guess, not measured there
 
 
 @dataclass(frozen=True)
@@ -207,25 +209,18 @@ def _sums_of_losses(
 ) -> Tensor:
     """For each bias the sum of -log softmax(logits + bias)[target] in fp32, some positions at a time; on the CPU.
 
-    sum_v exp(z_v + b_v) = sum_v exp(z_v) exp(b_v): with the exponentials of the logits, each bias is one product more.
-
     Args:
         states: (batch, seq, vocab), or (batch, seq, hidden) and the ``head`` that reads them.
         targets, told: (batch, seq), and where there is one.
     """
     totals = torch.zeros(len(biases), dtype=torch.float64, device=states.device)
-    vocab = states.shape[-1] if head is None else len(head.weight)
-    added = torch.stack([states.new_zeros(vocab, dtype=torch.float32) if b is None else b.float() for b in biases], 1)
-    most = added.amax(0)
-    factors = (added - most).exp()  # (vocab, biases)
-    size = max(1, _CHUNK // vocab)
-    rows = len(states) if head is not None else max(1, size // states.shape[1])  # whole logits are not copied at once
-    for some, x in zip(told.split(rows), states.split(rows), strict=True):
-        for h, y in zip(x[some].split(size), targets[: len(x)][some].split(size), strict=True):
+    entries = _CHUNK if states.device.type == "cpu" else _CHUNK_ELSEWHERE
+    size = max(1, entries // (states.shape[-1] if head is None else len(head.weight)))
+    rows = len(states) if head is not None else max(1, size // max(1, states.shape[1]))  # whole logits stay in place
+    parts = zip(states.split(rows), targets.split(rows), told.split(rows), strict=True)
+    for x, y, some in parts:
+        for h, target in zip(x[some].split(size), y[some].split(size), strict=True):
             z = (h if head is None else head(h)).float()  # (positions, vocab)
-            highest = z.amax(1, keepdim=True)
-            reached = z.gather(1, y[:, None]) - highest + added[y]  # (positions, biases)
-            sums = z.sub_(highest).exp_() @ factors
-            totals += (sums.log() + most - reached).sum(0, dtype=torch.float64)
-        targets = targets[len(x) :]
+            for i, bias in enumerate(biases):
+                totals[i] += F.cross_entropy(z if bias is None else z + bias, target, reduction="sum")
     return totals.cpu()

@@ -10,6 +10,7 @@ forgets the window of its local layers. Here each of the library's functions com
 # mypy: disable-error-code="no-untyped-call"
 # (transformers declares itself typed, but most of its functions are not.)
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
 
@@ -137,22 +138,48 @@ def use_attention(model: PreTrainedModel, implementation: str | None = None) -> 
     Raises:
         ValueError: an unknown name, or a package or device that it needs is missing.
     """
-    if not any(isinstance(module, GPTNeoSelfAttention) for module in model.modules()):
-        if implementation not in (None, model.config._attn_implementation):
-            model.set_attn_implementation(implementation)
+    is_gpt_neo = any(isinstance(module, GPTNeoSelfAttention) for module in model.modules())
+    if implementation is None and (not is_gpt_neo or model.config.output_attentions):
         return
     name = implementation or _DEFAULT
     known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
     if name not in known:
         raise ValueError(f"attention {name!r} is unknown; use one of {', '.join(known)}")
+    if not is_gpt_neo:
+        model.set_attn_implementation(name)
+        if model.config._attn_implementation != name:  # the library only warns
+            raise ValueError(f"{type(model).__name__} cannot compute its attention by {name}; leave it as it is")
+        return
     if name.startswith("flash"):
         name = model.get_correct_attn_implementation(name)
     give_attention(model)
+    _give_own_config(model)
     model.config._attn_implementation = name
 
 
 def give_attention(model: nn.Module) -> None:
-    """Make every stock GPT-Neo attention in ``model`` one that follows ``config._attn_implementation``."""
+    """Make every stock GPT-Neo attention in ``model`` one that follows ``config._attn_implementation``.
+
+    Raises:
+        ValueError: another class has been made of it (it is sharded by itself, say).
+    """
     for module in model.modules():
-        if isinstance(module, GPTNeoSelfAttention):
-            module.__class__ = GPTNeoAttention  # of the same parameters and buffers; it adds none
+        if not isinstance(module, GPTNeoSelfAttention) or type(module) is GPTNeoAttention:
+            continue
+        if type(module) not in GPT_NEO_ATTENTION_CLASSES.values():
+            raise ValueError(f"a {type(module).__name__} cannot be told how to compute; choose attention before that")
+        module.__class__ = GPTNeoAttention  # of the same parameters and buffers; it adds none
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Models that were built of one configuration share it, and a stock one beside ``model`` stays eager."""
+    shared = model.config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if vars(module).get("config") is shared:
+            module.__dict__["config"] = own
+
+
+def plain_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """A configuration that a stock model can be built of: how ``model``'s attention is computed is not part of it."""
+    return type(model.config).from_dict(model.config.to_dict())  # type: ignore[no-any-return]

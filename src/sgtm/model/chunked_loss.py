@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from sgtm.model.sharding import has_shards
+
 _ENTRIES = 2**23  # of logits at a time on a CPU: 32 MB in fp32
 _ENTRIES_ELSEWHERE = 2**27  # half a gigabyte, so that a GPU has enough to do; a guess, not measured there
 _LARGE = 2**20  # more of them are faster in chunks in fp32, as measured on a CPU
@@ -113,17 +115,19 @@ def can_chunk(model: PreTrainedModel) -> bool:
 def can_part(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its head's output on what ``headless`` gives, by trying."""
     head: Any = model.get_output_embeddings()
-    if not _is_plain(head):
+    if not _is_plain(head) or has_shards(model):
         return False
     with _tried(model) as ids:
         own = model(input_ids=ids, use_cache=False).logits
         with headless(model):
             ours = model(input_ids=ids, use_cache=False).logits
+        if ours.dtype != head.weight.dtype and not torch.is_autocast_enabled(ours.device.type):
+            return False
     return bool(torch.allclose(own.float(), head(ours).float(), rtol=1e-3, atol=1e-4))
 
 
 def _is_plain(head: Any) -> bool:
-    """A linear layer, its weights not sharded, nothing hooked to it."""
+    """A linear layer of whole weights, nothing hooked to it."""
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or "forward" in vars(head):
         return False
     return not head._forward_hooks and not head._forward_pre_hooks

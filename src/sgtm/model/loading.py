@@ -12,12 +12,13 @@ from sgtm.model.attention import use_attention
 _SHOWN = 3  # names in a message
 
 
-def load_checkpoint(path: str | Path, remedy: str, **options: Any) -> PreTrainedModel:
+def load_checkpoint(path: str | Path, remedy: str, attention: str | None = None, **options: Any) -> PreTrainedModel:
     """The causal language model of a Hugging Face checkpoint.
 
     Args:
         path: a folder, or a name on the Hub.
         remedy: what ends the message of an error.
+        attention: as ``use_attention`` takes it; where this machine cannot compute it, the default.
         options: of ``from_pretrained``.
 
     Raises:
@@ -36,5 +37,10 @@ def load_checkpoint(path: str | Path, remedy: str, **options: Any) -> PreTrained
     if names:
         shown = ", ".join(sorted(names)[:_SHOWN])
         raise ConfigError(f"{path} lacks {len(names)} weights of its own model ({shown} ...); {remedy}")
-    use_attention(model)
+    if "attn_implementation" not in options:
+        try:
+            use_attention(model, attention)
+        except (ValueError, ImportError) as error:  # the run was trained on another machine
+            print(f"{path} is computed without attention={attention}: {str(error).splitlines()[0]}")
+            use_attention(model)
     return model  # type: ignore[no-any-return]

@@ -126,8 +126,11 @@ def resized(
         ValueError: the family's configuration cannot have so many heads or neurons.
     """
     state = _state(model, heads, neurons, zero)
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(_config(model, heads, neurons))
-    use_attention(built, model.config._attn_implementation)
+    attention = model.config._attn_implementation
+    by = {} if model.config.model_type == "gpt_neo" else {"attn_implementation": attention}
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(_config(model, heads, neurons), **by)
+    if not by:
+        use_attention(built, attention)
     for name, p in built.named_parameters():
         p.data = p.data.to(state[name].dtype)
     built.load_state_dict(state)

@@ -26,6 +26,7 @@ from sgtm.evaluate.elicit import Prompt, Prompted, best_prompt, cut, soft_prompt
 from sgtm.evaluate.few_shot import few_shot_losses
 from sgtm.evaluate.loss import Loss, evaluate_loss
 from sgtm.evaluate.probes import States, mean_states, probe_layers
+from sgtm.model.attention import plain_config
 from sgtm.records import ATTACK, METRICS, PROBES
 from sgtm.train.opening import open_model
 from sgtm.train.start import check_fits, data_for, domain_of, on_device, start_model, test_rows, words
@@ -178,7 +179,7 @@ _MEASURES = {"quantize": _quantize, "prune": _prune, "few-shot": _few_shot, "eli
 def _probes(s: Setting) -> Iterator[Record]:
     c = s.config
     torch.manual_seed(c.seed)
-    untrained = on_device(AutoModelForCausalLM.from_config(s.models["start"].config))
+    untrained = on_device(AutoModelForCausalLM.from_config(plain_config(s.models["start"])))
     others = [category for category in ("adjacent", "retain") if category in s.test]
     for model, found in {**s.models, UNTRAINED: untrained}.items():
         states = {category: _states(s, found, category) for category in (s.domain, *others)}

@@ -1,6 +1,7 @@
 """How fast a run goes and on what, as it goes: tokens per second, MFU, memory, examples of each mode."""
 
-import resource
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_PEAK_TFLOPS = {  # dense, of one device in bf16: the makers' figures
+_PEAK_TFLOPS = {  # dense, of one device in bf16: the makers' figures; the first that a name holds as words
     "B200": 2250.0,
     "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
@@ -123,11 +127,14 @@ def known_peak() -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for known, peak in _PEAK_TFLOPS.items() if known in name), None)
+    return next((peak for known, peak in _PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory() -> float:
     """MB that this process held at most: of the GPU, where there is one."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    import resource  # not on every system
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

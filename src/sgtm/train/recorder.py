@@ -52,10 +52,9 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
-        if "loss" not in logs:
-            return
         reading = self.trainer.reading
-        assert reading is not None
+        if "loss" not in logs or "learning_rate" not in logs or reading is None:
+            return
         extra = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
         self._write(state, "train", "all", "intact", Loss(logs["loss"], reading.tokens), **extra)
         self._append(state, THROUGHPUT, {"step": state.global_step, **reading.as_record()})

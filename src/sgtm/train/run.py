@@ -224,7 +224,7 @@ def load_model(config: RunConfig, path: Path) -> tuple[PreTrainedModel, SGTM | N
     """
     if (path / SEAL).is_file() and (damage := damage_of(path, (".safetensors", ".json"))):
         raise ConfigError(f"{path} {damage}; restore it from a copy, or train the run anew")
-    model = load_checkpoint(path, "train the run anew")
+    model = load_checkpoint(path, "train the run anew", config.model.attention)
     strategy = method_of(config).strategy
     if strategy is None:
         return model, None

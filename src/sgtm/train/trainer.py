@@ -224,12 +224,12 @@ class SGTMTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         mode = inputs.pop("mode", None)
-        if mode is not None:
-            self.meter.count(mode)
         self._count_tokens(num_items_in_batch)
         if self.sgtm is None:
             if mode is not None and bool(mode.any()):
                 raise ConfigError("the data has modes but the trainer has no sgtm; give SGTMTrainer(sgtm=...)")
+            if mode is not None:
+                self.meter.count(mode)
             return super().training_step(model, inputs, num_items_in_batch)
         if mode is None:
             raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
@@ -238,6 +238,7 @@ class SGTMTrainer(Trainer):
         train = self._train_positions if in_one_pass else self._train_examples
         if self._is_drawn(self.core_robustness, Stream.ROBUST):
             mode = mode.where(mode != MODES.index("default"), MODES.index("retain"))
+        self.meter.count(mode)
         if self._is_drawn(self.auxiliary_spread, Stream.SPREAD):
             if bool((mode > MODES.index("retain")).any()):
                 self._step_modes.add("retain")  # these batches may update what a retain batch may
@@ -380,8 +381,9 @@ class SGTMTrainer(Trainer):
         return super()._clip_grad_norm(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's; beside a training loss also speed, MFU, memory and the examples of each mode."""
-        if "loss" in logs:
+        """As Trainer's, which all processes call together; its record of training also has speed, MFU, memory and the
+        examples of each mode."""
+        if "loss" in logs and "learning_rate" in logs:
             self.reading = self.meter.read(self.state.num_input_tokens_seen)
             logs = logs | self.reading.as_logs()
         super().log(logs, start_time)

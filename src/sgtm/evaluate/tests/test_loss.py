@@ -21,6 +21,13 @@ def rows_of(*lengths: int) -> Rows:
     return Rows(data, np.zeros(len(lengths), np.int8), np.arange(len(lengths)))
 
 
+def gemma(cap):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 4, "vocab_size": 300}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, final_logit_softcapping=cap)).eval()
+
+
 def naive(model, rows, bias=0.0):
     """One row at a time, in double precision: sum of token losses / tokens."""
     total, count = 0.0, 0
@@ -58,6 +65,37 @@ def test_large_logits_are_cut_into_pieces(model, monkeypatch):
     again = evaluate_loss(model, rows)
     assert again.mean == pytest.approx(whole.mean, abs=1e-6)
     assert seen[2:] == [3, 3, 3, 1]  # after two of one row that ask whether the head can be taken apart
+
+
+@pytest.mark.parametrize("cap", [None, 30.0], ids=["plain", "capped"])
+def test_rows_of_one_token_have_nothing_to_predict(cap):
+    model = gemma(cap)
+    assert evaluate_loss(model, rows_of(5, 5, 1), batch_size=2).num_tokens == 8
+    with pytest.raises(ValueError, match="no token to predict"):
+        evaluate_loss(model, rows_of(1, 1))
+
+
+def test_losses_are_of_fp32_under_autocast():
+    """A loss so low that it is lost in a bf16 sum over the vocabulary."""
+    model = gemma(None)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    rows, bias = rows_of(9, 9), torch.zeros(300)
+    ids = {i for row in rows.data for i in row["input_ids"][1:]}
+    bias[list(ids)] = 12.0
+    expected, _ = naive(model, rows, bias.double())
+    floor = np.log(len(ids))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate_loss(model, rows, bias=bias).mean
+    assert 0 < expected - floor < 1e-3
+    assert found - floor == pytest.approx(expected - floor, rel=1e-2)
+
+
+def test_a_token_may_be_banned():
+    model, bias = gemma(None), torch.zeros(300)
+    rows = rows_of(9)
+    bias[[i for i in range(300) if i not in rows.data[0]["input_ids"]]] = -torch.inf
+    assert evaluate_loss(model, rows, bias=bias).mean == pytest.approx(naive(model, rows, bias.double())[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("cap", [None, 0.5], ids=["plain", "capped"])

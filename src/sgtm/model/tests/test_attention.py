@@ -3,11 +3,19 @@
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sgtm.config import ConfigError, ModelConfig, PartitionConfig
-from sgtm.model.attention import GPTNeoAttention, use_attention
+from sgtm.model.attention import GPTNeoAttention, plain_config, use_attention
 from sgtm.model.build import build_model
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.model.loading import load_checkpoint
@@ -200,6 +208,46 @@ def test_what_is_built_and_loaded_uses_it(tmp_path):
     assert "sdpa" not in (tmp_path / "config.json").read_text()
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path).transformer.h[0].attn.attention) is not GPTNeoAttention
     assert load_checkpoint(tmp_path, "").config._attn_implementation == "sdpa"
+
+
+def test_a_model_of_the_same_configuration_stays_as_it_is():
+    """A mask for sdpa is one of booleans, which eager would add."""
+    config = GPTNeoConfig(**CONFIG)
+    first, second = GPTNeoForCausalLM(config).eval(), GPTNeoForCausalLM(config).eval()
+    mask = torch.ones(3, LENGTH, dtype=torch.long)
+    mask[1, :7] = 0
+    before = second(ids(), attention_mask=mask).logits
+    use_attention(first)
+    assert second.config._attn_implementation == "eager"
+    assert torch.equal(second(ids(), attention_mask=mask).logits, before)
+    assert first.transformer.config is first.config
+
+
+def test_a_stock_model_can_be_built_of_its_configuration():
+    config = plain_config(ours())
+    assert GPTNeoForCausalLM(config).config._attn_implementation == "eager"
+    assert config.window_size == WINDOW
+
+
+def test_a_configuration_that_asks_for_weights_stays_eager():
+    model = stock(output_attentions=True)
+    use_attention(model)
+    assert len(model(ids()).attentions) == 4
+
+
+def test_what_a_family_cannot_do_is_refused():
+    model = FalconForCausalLM(FalconConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, vocab_size=29))
+    for name in ("eager", "spda"):
+        with pytest.raises(ValueError, match=r"cannot compute its attention by eager|'spda' is unknown"):
+            use_attention(model, name)
+
+
+def test_a_run_is_loaded_with_the_attention_that_it_asks_for(tmp_path, capsys):
+    stock().save_pretrained(tmp_path)
+    assert load_checkpoint(tmp_path, "", "eager").config._attn_implementation == "eager"
+    assert load_checkpoint(tmp_path, "", attn_implementation="eager").config._attn_implementation == "eager"
+    assert load_checkpoint(tmp_path, "", "elsewhere").config._attn_implementation == "sdpa"
+    assert "is computed without attention=elsewhere" in capsys.readouterr().out
 
 
 def test_other_families_keep_theirs_unless_told():

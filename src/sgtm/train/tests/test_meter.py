@@ -4,6 +4,14 @@ import torch
 
 from sgtm.train.meter import Meter, known_peak
 
+_GPUS = {
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA L40": 181.0,
+    "Orion": None,
+}
+
 
 def meter(monkeypatch, **settings):
     now = [100.0]
@@ -53,6 +61,6 @@ def test_what_is_not_known_is_not_told(monkeypatch):
 
 def test_a_gpu_is_known_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name, peak in (("NVIDIA H100 80GB HBM3", 989.0), ("NVIDIA A100-SXM4-40GB", 312.0), ("Orion", None)):
+    for name, peak in _GPUS.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         assert known_peak() == peak

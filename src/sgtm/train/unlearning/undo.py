@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sgtm.config import UnlearnConfig
+from sgtm.model.attention import plain_config
 from sgtm.train.unlearning import Batch, Objective
 from sgtm.train.unlearning.ascent import logits_of
 
@@ -37,6 +38,6 @@ def objective(model: PreTrainedModel, reference: Callable[[], PreTrainedModel], 
 def add_noise(model: PreTrainedModel, config: UnlearnConfig) -> None:
     """Move every parameter the share ``undo.noise`` of the way to new weights."""
     torch.manual_seed(config.seed)
-    fresh = type(model)(model.config)
+    fresh = type(model)(plain_config(model))
     for parameter, new in zip(model.parameters(), fresh.parameters(), strict=True):
         parameter.lerp_(new.to(parameter), config.undo.noise)
