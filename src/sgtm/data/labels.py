@@ -109,6 +109,8 @@ def _frank(u: Floats, rate: float, b: float) -> Floats:
     """G(u) = (softplus(a + b u) - softplus(a)) / b, the number of labels up to rank u; G(1) = ``rate``."""
     if np.isinf(b):
         return np.maximum(0.0, u - (1 - rate))
+    if not b * rate:  # less than the smallest number
+        return u * rate
     a = np.log(-np.expm1(-b * rate)) - b * (1 - rate) - np.log(-np.expm1(-b * (1 - rate)))
     counts: Floats = (np.logaddexp(0, a + b * u) - np.logaddexp(0, a)) / b
     return counts

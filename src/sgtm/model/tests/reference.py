@@ -235,6 +235,7 @@ def prepare(
         "split_masked_weights": True,
         "masking_strategy": strategy,
         "joint": list(joint),
+        "attn_implementation": "eager",  # as the references: it computes attention in fp32
     }
     split = GPTNeoForCausalLMSGTM(GPTNeoSGTMConfig(**(tiny.config.to_dict() | settings))).eval().to(dtype)
     values = dict(model.named_parameters())

@@ -186,13 +186,13 @@ def test_other_errors_say_how_to_go_on(prepared, tmp_path):
     config = config_of(prepared, train__arguments={"dataloader_num_workers": 1})
     from sgtm.data.mixture import Rows
 
-    read = Rows.__getitem__
+    read = Rows._example
 
-    def die(self, key):
-        return read(self, key) if torch.utils.data.get_worker_info() is None else os._exit(1)
+    def die(self, *arguments):
+        return read(self, *arguments) if torch.utils.data.get_worker_info() is None else os._exit(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "__getitem__", die)
+        patch.setattr(Rows, "_example", die)
         with pytest.raises(RuntimeError, match="worker") as error:
             train(config, tmp_path / "run")
     assert "--resume" in "".join(error.value.__notes__)

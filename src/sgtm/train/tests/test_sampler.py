@@ -44,7 +44,10 @@ def test_mixed_steps_hold_each_mode_in_its_share(sizes, step):
     assert len(set(order.tolist())) == len(order)
     for mode in range(3):
         counts = (modes[order].reshape(-1, step) == mode).sum(1)
-        assert (abs(counts - step * sizes[mode] / len(modes)) <= 2).all()
+        # Each place of a mode is drawn in its own stretch, so any stretch holds its share but for two; a stretch of
+        # `step` rows is longer or shorter by what the other two modes are off.
+        share = sizes[mode] / len(modes)
+        assert (abs(counts - step * share) <= 2 + 2 * share).all()
 
 
 @pytest.mark.parametrize("mixing", ["example", "step"])
