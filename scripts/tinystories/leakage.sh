@@ -8,6 +8,6 @@ sgtm sweep "configs/sweeps/tinystories/mislabeling-$preset.yaml" ${options[@]+"$
 [[ $preset == paper ]] || sgtm sweep configs/sweeps/tinystories/leakage-cpu.yaml ${options[@]+"${options[@]}"}
 $look && exit
 runs=(runs/tinystories/mislabeling-"$preset"/{sgtm,gradient_routing,filter}-*) shares=()
-[[ $preset == paper ]] || runs+=("$out"/undiscovered*) shares=(--shares 0 0.001 0.003 0.01 0.03 0.1)
+[[ $preset == paper ]] || runs+=("$out"/undiscovered*) shares=(--shares 0 0.001 0.003 0.01 0.03 0.1 0.3)
 sgtm leakage "${runs[@]}" --references "$out/references" --out "$out.jsonl" ${shares[@]+"${shares[@]}"}
 sgtm plot leakage "$out.jsonl" --out "$out.png"

@@ -1,7 +1,9 @@
 """Retain loss against forget loss: a method is better the further up and left it stands."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sgtm.config import ConfigError
@@ -27,6 +29,7 @@ COLORS = {
     "undo": "#4d5d26",
 }
 OTHER = "#b8860b"
+_WIDE, _HIGH = 0.3, 0.05  # of a name, as shares of what the points span
 
 
 def tradeoff(
@@ -79,12 +82,15 @@ def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[
 
 
 def _label(axes: Any, names: list[str], ends: list[tuple[float, float]]) -> None:
-    """Names beside the points, pushed apart where points stand close together."""
-    span = max(y for _, y in ends) - min(y for _, y in ends) or 1.0
+    """Names beside the points, one for runs that differ by their seed; pushed up where another stands there."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for name, end in zip(names, ends, strict=True):
+        groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(end)
+    width, height = (max(column) - min(column) or 1.0 for column in zip(*ends, strict=True))
     taken: list[tuple[float, float]] = []
-    for (x, y), name in sorted(zip(ends, names, strict=True), key=lambda item: item[0][1]):
-        place = y
-        while any(abs(place - other) < 0.05 * span for _, other in taken):
-            place += 0.01 * span
-        taken.append((x, place))
-        axes.annotate(name, (x, place), (11, 0), textcoords="offset points", fontsize=10, va="center")
+    for name, points in sorted(groups.items(), key=lambda group: fmean(y for _, y in group[1])):
+        x, y = max(x for x, _ in points), fmean(y for _, y in points)
+        while any(abs(x - a) < _WIDE * width and abs(y - b) < _HIGH * height for a, b in taken):
+            y += 0.01 * height
+        taken.append((x, y))
+        axes.annotate(name, (x, y), (11, 0), textcoords="offset points", fontsize=10, va="center")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from sgtm.cli import main
 from sgtm.config import ConfigError
 from sgtm.plot.records import read_run
-from sgtm.plot.tradeoff import tradeoff
+from sgtm.plot.tradeoff import _label, tradeoff
 
 pytest.importorskip("matplotlib", reason="the extra `plot` has matplotlib")
 
@@ -142,3 +143,15 @@ def test_bad_input_is_refused(tmp_path, runs):
 def test_plotting_needs_no_torch():
     code = "import sys, sgtm.plot.tradeoff, sgtm.plot.records; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_seeds_share_a_name_and_names_stand_apart():
+    """By an axes that notes where names go."""
+    told = {}
+    axes = SimpleNamespace(annotate=lambda name, place, *rest, **style: told.update({name: place}))
+    names = ["a-seed0", "a-seed1", "b", "c-seed0"]
+    _label(axes, names, [(0.0, 1.0), (0.2, 3.0), (0.21, 2.0), (9.0, 2.0)])
+    assert told.keys() == {"a", "b", "c"}
+    assert told["a"] == (0.2, 2.0)
+    assert told["b"][1] >= 2.1, "it stands where a is"
+    assert told["c"] == (9.0, 2.0), "nothing is near"
