@@ -21,7 +21,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from sgtm.model.sharding import has_shards
 
-_ENTRIES = 2**23  # of logits at a time on a CPU: 32 MB in fp32
+_ENTRIES = 2**25  # of logits at a time on a CPU: 134 MB in fp32; fewer read a large head's weights too often
 _ENTRIES_ELSEWHERE = 2**27  # half a gigabyte, so that a GPU has enough to do; a guess, not measured there
 _LARGE = 2**20  # more of them are faster in chunks in fp32, as measured on a CPU
 _LARGE_IN_LOW_PRECISION = 2**26  # in bf16 chunks are slower, so they are for what would not fit otherwise
@@ -65,12 +65,14 @@ class _ChunkedLoss(torch.autograd.Function):
             told = (y != _IGNORED)[:, None]
             y = y.clamp_min(0)[:, None]
             z = F.linear(h, w, b).float()  # (tokens, vocab)
-            log_sum = z.logsumexp(-1, keepdim=True)
-            total += ((log_sum - z.gather(-1, y)) * told).sum()
             if of_hidden is None and of_weight is None and of_bias is None:
+                total += ((z.logsumexp(-1, keepdim=True) - z.gather(-1, y)) * told).sum()
                 continue
-            g = z.sub_(log_sum).exp_()  # softmax - one-hot: the gradient of the logits
-            g.scatter_add_(-1, y, g.new_full(y.shape, -1.0)).mul_(told)
+            highest, where = z.max(-1, keepdim=True)
+            g = z.softmax(-1)
+            log_sum = highest - g.gather(-1, where).log()  # from the one of which there is most: no exponential twice
+            total += ((log_sum - z.gather(-1, y)) * told).sum()
+            g.scatter_add_(-1, y, g.new_full(y.shape, -1.0)).mul_(told)  # softmax - one-hot: the logits' gradient
             if of_bias is not None:
                 of_bias += g.sum(0)
             g = g.to(dtype)
