@@ -3,6 +3,8 @@
 pipx run nox -s "tests(oldest)" -- src/sgtm/train
 """
 
+from pathlib import Path
+
 import nox
 
 VERSIONS = {
@@ -25,8 +27,9 @@ def tests(session: nox.Session, versions: tuple[str, ...]) -> None:
 def wheel(session: nox.Session) -> None:
     """The wheel installs into an empty environment, and the demo runs from it without a checkout."""
     session.install("build")
-    session.run("python", "-m", "build", "--wheel", "--outdir", session.create_tmp())
-    (built,) = (p for p in session.cache_dir.glob("**/tmp/*.whl"))
+    folder = Path(session.create_tmp())
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(folder))
+    (built,) = folder.glob("*.whl")
     session.install("torch==2.13.0")
     session.install(f"sgtm[data,plot] @ {built.as_uri()}")
     session.chdir(session.create_tmp())

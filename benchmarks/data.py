@@ -3,7 +3,7 @@
     python benchmarks/data.py [--rows 4000] [--context 512] [--batch 64] [--rounds 7]
 
 Packed rows in a folder as `sgtm data` leaves it (Arrow, memory-mapped). The plain way is torch's loader over the data
-set in random order with transformers' collator for causal models; ours draws the labels, mixes the modes within every
+set in random order, its lists stacked; ours draws the labels, mixes the modes within every
 step, and collates, as `SGTMTrainer` does. Both in this process, without workers: what is told is the time that a GPU
 would wait. `tokens/s` should be many times what the model trains on.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, load_from_disk
 from side_by_side import clock, in_turns, interval, report, speeds
 from torch.utils.data import DataLoader
 
@@ -31,8 +31,7 @@ def make(folder: Path, rows: int, context: int) -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(50257, size=(rows, context)).tolist()
     category = rng.choice(list(SHARES), rows, p=list(SHARES.values())).tolist()
-    data = Dataset.from_dict({"input_ids": ids, "category": category, "document": list(range(rows))})
-    DatasetDict({"train": data}).save_to_disk(folder)
+    Dataset.from_dict({"input_ids": ids, "category": category, "document": list(range(rows))}).save_to_disk(folder)
 
 
 def plain_collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -66,7 +65,7 @@ def main() -> None:
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), settings.rows, settings.context)
-        data = load_from_disk(folder)["train"]
+        data = load_from_disk(folder)
         found = in_turns(
             {
                 "plain": lambda: load_plainly(data, settings.batch),

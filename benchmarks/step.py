@@ -30,9 +30,7 @@ from sgtm.model.masking import Mode
 from sgtm.train.optimizer import BlockParameters
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-PAPER = {name: CONFIGS / f"{folder}/{name}.yaml" for folder in ("wiki", "tinystories") for name in ("34M", "64M")}
-PAPER |= {name: CONFIGS / f"tinystories/{name}.yaml" for name in ("8M", "18M")}
-PAPER |= {name: CONFIGS / f"wiki/{name}.yaml" for name in ("125M", "254M")}
+PAPER = {path.stem: path for folder in ("wiki", "tinystories") for path in (CONFIGS / folder).glob("*M.yaml")}
 SMALL = {"hidden_size": 128, "num_layers": 6, "num_heads": 8, "window_size": 64}
 MODES = ("default", "retain", "forget")
 UPDATES = ("gradient", "strict", "per_block")

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 from sgtm.config import CalibrateConfig, Category
 from sgtm.data.mixture import Rows
 from sgtm.evaluate.loss import batches, evaluating
+from sgtm.model.chunked_loss import entries_at_a_time
 from sgtm.model.masking import SGTM
 from sgtm.model.sharding import has_shards, whole_linear
 
 _START_STD = 0.1
 _FINAL_RATE = 0.1
 _CACHE_BATCH = 64
-_MAX_LOGITS = 2**23  # entries at a time: 32 MB in fp32; fewer read a large head's weights too often
 
 
 def fit_bias(
@@ -68,7 +68,7 @@ def fit_bias(
 def _gradient(head: Any, hidden: Tensor, targets: Tensor, bias: Tensor) -> Tensor:
     """(vocab,) d/db mean -log softmax(head(hidden) + b)[target] = mean(softmax(head(hidden) + b) - one-hot)."""
     total = -torch.bincount(targets, minlength=len(bias)).to(bias)
-    for some in hidden.split(max(1, _MAX_LOGITS // len(bias))):
+    for some in hidden.split(max(1, entries_at_a_time(hidden.device) // len(bias))):
         total += (head(some).float() + bias).softmax(-1).sum(0)
     return total / len(targets)
 

@@ -15,13 +15,11 @@ from transformers import PreTrainedModel
 from sgtm.config import Category
 from sgtm.data.mixture import Rows, collate
 from sgtm.evaluate.share import WHOLE, Share
-from sgtm.model.chunked_loss import can_part, headless
+from sgtm.model.chunked_loss import can_part, entries_at_a_time, headless
 from sgtm.model.masking import SGTM
 
 Variant = Literal["intact", "ablated", "calibrated"]
 _MAX_LOGITS = 2**27  # entries of one forward pass: half a gigabyte in fp32
-_CHUNK = 2**23  # entries that there are at a time, or in fp32 at a time: 32 MB
-_CHUNK_ELSEWHERE = 2**27  # half a gigabyte, so that a GPU has enough to do; a guess, not measured there
 
 
 @dataclass(frozen=True)
@@ -214,8 +212,7 @@ def _sums_of_losses(
         targets, told: (batch, seq), and where there is one.
     """
     totals = torch.zeros(len(biases), dtype=torch.float64, device=states.device)
-    entries = _CHUNK if states.device.type == "cpu" else _CHUNK_ELSEWHERE
-    size = max(1, entries // (states.shape[-1] if head is None else len(head.weight)))
+    size = max(1, entries_at_a_time(states.device) // (states.shape[-1] if head is None else len(head.weight)))
     rows = len(states) if head is not None else max(1, size // max(1, states.shape[1]))  # whole logits stay in place
     parts = zip(states.split(rows), targets.split(rows), told.split(rows), strict=True)
     for x, y, some in parts:

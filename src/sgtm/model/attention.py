@@ -67,9 +67,8 @@ class GPTNeoAttention(GPTNeoSelfAttention):
             sliding_window=self.config.window_size if is_local else None,
         )
         if name == "sdpa" and _pays_in_blocks(query, num_keys):
-            return torch.cat(list(self._in_blocks(attend, query, key, value, attention_mask, is_local)), 1).transpose(
-                1, 2
-            ), None
+            parts = self._in_blocks(attend, query, key, value, attention_mask, is_local)
+            return torch.cat(list(parts), 1).transpose(1, 2), None
         if is_local and not name.startswith("flash"):
             attention_mask = self._windowed(attention_mask, num_queries, num_keys, query.device)
         out, weights = attend(query, key, value, attention_mask)  # (batch, seq, heads, head_dim)

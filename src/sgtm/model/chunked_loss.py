@@ -39,11 +39,16 @@ def chunked_loss(
         targets: (tokens,); -100 where nothing is to be predicted.
         entries: of logits that exist at a time, about; by default what suits the device.
     """
-    entries = entries or (_ENTRIES if hidden.device.type == "cpu" else _ENTRIES_ELSEWHERE)
+    entries = entries or entries_at_a_time(hidden.device)
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
     return _ChunkedLoss.apply(hidden, weight, bias, targets, dtype, max(1, entries // len(weight)))  # type: ignore[no-any-return]
+
+
+def entries_at_a_time(device: torch.device) -> int:
+    """How many logits may exist at a time, for losses and what is fitted on them."""
+    return _ENTRIES if device.type == "cpu" else _ENTRIES_ELSEWHERE
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -87,17 +87,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_first_process() -> bool:
+    """The one that writes, under torchrun; asked before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def last_sound(folder: Path, steps: int, run: str) -> Path | None:
     """The last checkpoint in ``folder`` that ``run`` can go on from and that leaves one of ``steps`` to do.
 
     Those that it cannot go on from are named, with the reason, and removed if they are only half written: by the first
-    process, where several start together (``RANK``, as torchrun sets it).
+    process, where several start together.
     """
-    is_first = int(os.environ.get("RANK", "0")) == 0
     for checkpoint in sorted(folder.glob(f"{_NAME}*"), key=_step, reverse=True):
         fault = fault_of(checkpoint, run)
         if fault is not None:
-            if is_first:
+            if is_first_process():
                 print(f"{checkpoint} {fault}; it is left out")
                 if not (checkpoint / SEAL).exists():
                     shutil.rmtree(checkpoint)

@@ -65,7 +65,7 @@ class Meter(TrainerCallback):
         modes: names that the codes of ``count`` are indices into.
         total: sums (modes,) over all processes.
         num_devices: that train together.
-        peak_tflops: of one device; by default that of a GPU whose name is known.
+        peak_tflops: what one device can do; None: that of a GPU whose name is known.
     """
 
     def __init__(
@@ -78,15 +78,9 @@ class Meter(TrainerCallback):
     ) -> None:
         self.modes, self.total = tuple(modes), total
         self.flops_per_token = 6 * sum(p.numel() for p in model.parameters())
-        self.num_devices = num_devices
-        self.set_peak(peak_tflops)
+        self.num_devices, self.peak_tflops = num_devices, peak_tflops
         self.counts: Tensor | None = None
         self.since, self.tokens = time.monotonic(), 0
-
-    def set_peak(self, tflops: float | None) -> None:
-        """Take ``tflops`` for what one device can do; None: what is known of it."""
-        peak = tflops or known_peak()
-        self.peak_flops = None if peak is None else peak * 1e12 * self.num_devices
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,9 +110,9 @@ class Meter(TrainerCallback):
         if self.counts is not None:
             examples = dict(zip(self.modes, self.total(self.counts).tolist(), strict=True))
             self.counts = None
-        mfu = None
-        if self.peak_flops is not None and seconds:
-            mfu = self.flops_per_token * tokens / seconds / self.peak_flops
+        peak, mfu = self.peak_tflops or known_peak(), None
+        if peak is not None and seconds:
+            mfu = self.flops_per_token * tokens / seconds / (peak * 1e12 * self.num_devices)
         return Reading(tokens, seconds, examples, peak_memory(), mfu)
 
 

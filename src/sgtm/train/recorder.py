@@ -51,9 +51,8 @@ class Recorder(TrainerCallback):
                 write_records(path, (r for r in found if r["step"] <= state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        reading = self.trainer.reading
-        if "loss" not in logs or "learning_rate" not in logs or reading is None:
+        logs, reading = kwargs["logs"], self.trainer.reading
+        if reading is None or "tokens_per_second" not in logs:  # no record of training
             return
         extra = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
         self._write(state, "train", "all", "intact", Loss(logs["loss"], reading.tokens), **extra)

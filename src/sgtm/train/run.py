@@ -1,7 +1,6 @@
 """One run, from its configuration to a trained, evaluated model on disk."""
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -41,7 +40,16 @@ from sgtm.model.strategies import STRATEGIES
 from sgtm.records import PARTITION
 from sgtm.train import gram
 from sgtm.train.account import write_generations, write_matrix, write_partition
-from sgtm.train.checkpoints import SEAL, Keeper, Stopper, damage_of, last_sound, seal, told_how_to_go_on
+from sgtm.train.checkpoints import (
+    SEAL,
+    Keeper,
+    Stopper,
+    damage_of,
+    is_first_process,
+    last_sound,
+    seal,
+    told_how_to_go_on,
+)
 from sgtm.train.optimizer import muon
 from sgtm.train.preflight import preflight
 from sgtm.train.recorder import Recorder
@@ -147,7 +155,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         train_dataset=rows if stream is None else stream,
         processing_class=data.tokenizer,
     )
-    trainer.meter.set_peak(t.peak_tflops)
+    trainer.meter.peak_tflops = t.peak_tflops
     guard(trainer)
     recorder = Recorder(folder, evaluation, config.evaluate.every, trainer, report=bool(arguments.report_to))
     _start_folder(config, folder, counts if stream is None else {}, model, sgtm)
@@ -166,7 +174,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
 
 def _tune() -> None:
     """Settings of the process that training on a CPU is faster with, and a line that says so."""
-    if tune_malloc() and not torch.cuda.is_available() and int(os.environ.get("RANK", "0")) == 0:
+    if tune_malloc() and not torch.cuda.is_available() and is_first_process():
         print("malloc keeps freed memory (mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GiB): fewer page faults a step")
 
 
@@ -563,7 +571,7 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
     """The checkpoint to go on from, if any."""
     written = folder / "config.yaml"
     if not resume:
-        if written.exists() and _is_first_process():
+        if written.exists() and is_first_process():
             raise ConfigError(f"{folder} holds a run already; go on with --resume, or choose another --run-dir")
         return None
     if not written.exists():
@@ -581,7 +589,7 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
 def _start_folder(
     config: RunConfig, folder: Path, counts: dict[str, dict[str, int]], model: PreTrainedModel, sgtm: SGTM | None
 ) -> None:
-    if not _is_first_process():
+    if not is_first_process():
         return
     folder.mkdir(parents=True, exist_ok=True)
     dump(config, folder / "config.yaml")
@@ -601,8 +609,3 @@ def _id_of(folder: Path) -> str:
     """What tells the run in ``folder`` from all others; nothing if it has not begun."""
     about = folder / "run.json"
     return str(read_json(about, "remove it").get("id", "")) if about.is_file() else ""
-
-
-def _is_first_process() -> bool:
-    """The one that writes, under torchrun; asked before any process group exists."""
-    return os.environ.get("RANK", "0") == "0"

@@ -46,7 +46,7 @@ def test_the_gradient_is_that_of_the_loss(monkeypatch):
     targets = torch.randint(50, (37,), generator=generator)
     expected = torch.autograd.grad(F.cross_entropy(head(hidden) + bias, targets), bias)[0]
     for entries in (1, 50 * 7, 10**6):
-        monkeypatch.setattr(calibrate, "_MAX_LOGITS", entries)
+        monkeypatch.setattr("sgtm.model.chunked_loss._ENTRIES", entries)
         found = calibrate._gradient(head, hidden, targets, bias)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 

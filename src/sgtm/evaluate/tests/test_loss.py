@@ -61,7 +61,7 @@ def test_large_logits_are_cut_into_pieces(model, monkeypatch):
     seen = []
     model.register_forward_pre_hook(lambda m, a, k: seen.append(len(k["input_ids"])), with_kwargs=True)
     monkeypatch.setattr(loss_module, "_MAX_LOGITS", 3 * 16 * 300)
-    monkeypatch.setattr(loss_module, "_CHUNK", 16 * 300)
+    monkeypatch.setattr("sgtm.model.chunked_loss._ENTRIES", 16 * 300)
     again = evaluate_loss(model, rows)
     assert again.mean == pytest.approx(whole.mean, abs=1e-6)
     assert seen[2:] == [3, 3, 3, 1]  # after two of one row that ask whether the head can be taken apart

@@ -74,6 +74,9 @@ def test_what_else_was_recorded(full):
         "500" in re.search(r"tokens per second</dt><dd>(.*?)</dd>", sections["Throughput"])[1]
     )  # 30,000 in 12 s: 2,500
     assert "<dd>2,500</dd>" in sections["Throughput"]  # 30,000 tokens in 12 s
+    assert "<dd>640 MB</dd>" in sections["Throughput"]
+    assert "<dd>25.0%</dd>" in sections["Throughput"]
+    assert "trained in forget mode</dt><dd>3,702</dd>" in sections["Throughput"]
     assert "0.031" in sections["Leakage"]
     assert "learning rate 0.003, best" in sections["Relearning"]
     assert "19,200" in sections["Data"]

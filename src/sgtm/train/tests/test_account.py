@@ -130,7 +130,7 @@ def test_evaluations_do_not_count_as_training(tmp_path, monkeypatch):
         recorder.on_step_end(None, state, None)
         if step in (2, 4):
             trainer.reading = trainer.meter.read(10 * step)
-            recorder.on_log(None, state, None, logs={"loss": 5.0, "learning_rate": 0.1})
+            recorder.on_log(None, state, None, logs={"loss": 5.0, **trainer.reading.as_logs()})
     found = read_records(tmp_path / THROUGHPUT)
     assert [(r["step"], r["tokens"], r["seconds"]) for r in found] == [(2, 20, 4.0), (4, 20, 4.0)]
     assert [r["examples"] for r in found] == [{"default": 2, "retain": 0, "forget": 4}] * 2
