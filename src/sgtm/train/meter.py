@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -79,18 +81,30 @@ class Meter(TrainerCallback):
         self.modes, self.total = tuple(modes), total
         self.flops_per_token = 6 * sum(p.numel() for p in model.parameters())
         self.num_devices, self.peak_tflops = num_devices, peak_tflops
-        self.counts: Tensor | None = None
+        self.counts: NDArray[np.int64] | None = None
         self.since, self.tokens = time.monotonic(), 0
+        self.untold: Tensor | int = 0  # predicted tokens that the state does not know of yet, on their device
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.since, self.tokens, self.counts = time.monotonic(), state.num_input_tokens_seen, None
+        self.untold = 0
 
-    def count(self, mode: Tensor) -> None:
+    def count(self, mode: NDArray[np.int64]) -> None:
         """Note the codes (batch,) or (batch, seq) of a batch."""
-        found = (mode.reshape(-1, 1) == torch.arange(len(self.modes), device=mode.device)).sum(0)
+        found = np.array([np.count_nonzero(mode == code) for code in range(len(self.modes))])
         self.counts = found if self.counts is None else self.counts + found
+
+    def count_tokens(self, number: Tensor | int) -> None:
+        """Note the predicted tokens of a step."""
+        self.untold = self.untold + number
+
+    def tell(self, state: TrainerState) -> int:
+        """The tokens seen so far, of which ``state`` knows from now on; a device has to be waited for."""
+        state.num_input_tokens_seen += int(self.untold)
+        self.untold = 0
+        return state.num_input_tokens_seen
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -108,7 +122,8 @@ class Meter(TrainerCallback):
         self.since, self.tokens = now, tokens_seen
         examples: dict[str, int] = {}
         if self.counts is not None:
-            examples = dict(zip(self.modes, self.total(self.counts).tolist(), strict=True))
+            summed = self.total(torch.from_numpy(self.counts))
+            examples = dict(zip(self.modes, summed.tolist(), strict=True))
             self.counts = None
         peak, mfu = self.peak_tflops or known_peak(), None
         if peak is not None and seconds:

@@ -1,6 +1,6 @@
 """``transformers.Trainer`` that trains each example in its mode. Everything else stays the library's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import save_fsdp_model
 from datasets import IterableDataset
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -88,7 +89,7 @@ class SGTMTrainer(Trainer):
         self._can_chunk: bool | None = None  # found out at the first large batch
         args.remove_unused_columns = False  # "mode" is no argument of the model
         args.dataloader_drop_last = True
-        kwargs.setdefault("data_collator", collate)
+        kwargs["data_collator"] = ModesOnHost(kwargs.get("data_collator") or collate)
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             kwargs["train_dataset"] = ModeStream(kwargs["train_dataset"], seed=args.seed)
         super().__init__(model, args, **kwargs)
@@ -223,10 +224,11 @@ class SGTMTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        mode = inputs.pop("mode", None)
-        self._count_tokens(num_items_in_batch)
+        mode = _codes(inputs.pop("mode", None))
+        if self.accelerator.sync_gradients and num_items_in_batch is not None:
+            self.meter.count_tokens(num_items_in_batch)  # of the whole optimizer step, on all processes: counted once
         if self.sgtm is None:
-            if mode is not None and bool(mode.any()):
+            if mode is not None and mode.any():
                 raise ConfigError("the data has modes but the trainer has no sgtm; give SGTMTrainer(sgtm=...)")
             if mode is not None:
                 self.meter.count(mode)
@@ -237,10 +239,10 @@ class SGTMTrainer(Trainer):
         in_one_pass = mode.ndim > 1 or self.is_fsdp_enabled
         train = self._train_positions if in_one_pass else self._train_examples
         if self._is_drawn(self.core_robustness, Stream.ROBUST):
-            mode = mode.where(mode != MODES.index("default"), MODES.index("retain"))
+            mode = np.where(mode == MODES.index("default"), MODES.index("retain"), mode)
         self.meter.count(mode)
         if self._is_drawn(self.auxiliary_spread, Stream.SPREAD):
-            if bool((mode > MODES.index("retain")).any()):
+            if (mode > MODES.index("retain")).any():
                 self._step_modes.add("retain")  # these batches may update what a retain batch may
             with self.sgtm.spreading():
                 loss = train(model, inputs, mode, num_items_in_batch)
@@ -285,17 +287,25 @@ class SGTMTrainer(Trainer):
         return share > 0 and np.random.default_rng((self.args.seed, stream, self.state.global_step)).random() < share
 
     def _train_positions(
-        self, model: nn.Module, inputs: dict[str, Any], mode: Tensor, num_items_in_batch: Tensor | int | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mode: NDArray[np.int64],
+        num_items_in_batch: Tensor | int | None,
     ) -> Tensor:
         """One pass over a batch in which each example or position has a mode."""
         assert self.sgtm is not None
         self._check_codes(mode)
-        self._step_modes.update(self.modes[code] for code in mode.unique().tolist())
-        with self.sgtm.hearing(*self._heard_domains()), self.sgtm.batch(mode):
+        self._step_modes.update(self.modes[code] for code in np.unique(mode))
+        with self.sgtm.hearing(*self._heard_domains()), self.sgtm.batch(torch.from_numpy(mode)):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _train_examples(
-        self, model: nn.Module, inputs: dict[str, Any], mode: Tensor, num_items_in_batch: Tensor | int | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mode: NDArray[np.int64],
+        num_items_in_batch: Tensor | int | None,
     ) -> Tensor:
         """A pass for each mode of the batch."""
         assert self.sgtm is not None
@@ -324,17 +334,18 @@ class SGTMTrainer(Trainer):
         chosen = int(rng.integers(1, 2 ** len(domains)))
         return tuple(domain for i, domain in enumerate(domains) if chosen >> i & 1)
 
-    def _parts(self, inputs: dict[str, Any], mode: Tensor) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _parts(self, inputs: dict[str, Any], mode: NDArray[np.int64]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The batch cut by mode, forget examples first: then no gradient has to be set aside."""
-        default, retain, *domains = range(len(self.modes))
         self._check_codes(mode)
-        for code in (*domains, retain, default):
-            chosen = mode == code
-            if bool(chosen.any()):
-                yield self.modes[code], {key: value[chosen] for key, value in inputs.items()}
+        codes, firsts = np.unique(_turns(mode), return_index=True)
+        for code, first in zip(codes, firsts, strict=True):
+            (rows,) = np.nonzero(_turns(mode) == code)
+            together = rows[-1] - first + 1 == len(rows)  # as ModesOnHost has them
+            here = slice(first, first + len(rows)) if together else torch.from_numpy(rows)
+            yield self.modes[mode[first]], {key: value[here] for key, value in inputs.items()}
 
-    def _check_codes(self, mode: Tensor) -> None:
-        low, high = (int(bound) for bound in mode.aminmax())
+    def _check_codes(self, mode: NDArray[np.int64]) -> None:
+        low, high = mode.min(), mode.max()
         if low < 0 or high >= len(self.modes):
             raise ConfigError(f"mode has codes from {low} to {high}; 0 to {len(self.modes) - 1} stand for {self.modes}")
 
@@ -345,6 +356,10 @@ class SGTMTrainer(Trainer):
         if self.update == "per_block" and self.blocks is not None:
             self._block_norm = self.blocks.clip(self.args.max_grad_norm or 0.0)
         self._step_modes = set()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.meter.tell(self.state)
+        super()._save_checkpoint(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.blocks is None or not self.is_fsdp_enabled:
@@ -383,8 +398,9 @@ class SGTMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, which all processes call together; its record of training also has speed, MFU, memory and the
         examples of each mode."""
+        tokens = self.meter.tell(self.state)
         if "loss" in logs and "learning_rate" in logs:
-            self.reading = self.meter.read(self.state.num_input_tokens_seen)
+            self.reading = self.meter.read(tokens)
             logs = logs | self.reading.as_logs()
         super().log(logs, start_time)
 
@@ -395,17 +411,13 @@ class SGTMTrainer(Trainer):
         summed: Tensor = self.accelerator.reduce(counts.to(self.args.device), "sum")
         return summed
 
-    def _count_tokens(self, num_items_in_batch: Tensor | int | None) -> None:
-        """Predicted tokens of the whole optimizer step, on all processes, counted once."""
-        if self.accelerator.sync_gradients and num_items_in_batch is not None:
-            self.state.num_input_tokens_seen += int(num_items_in_batch)
-
     def _modes_of_step(self) -> set[str]:
         """The modes of this optimizer step on all processes."""
+        if self.args.world_size == 1:
+            return self._step_modes
         here = torch.tensor([name in self._step_modes for name in self.modes], device=self.args.device)
-        if self.args.world_size > 1:
-            here = self.accelerator.reduce(here.int(), "sum").bool()
-        return {name for name, present in zip(self.modes, here.tolist(), strict=True) if present}
+        everywhere = self.accelerator.reduce(here.int(), "sum").tolist()
+        return {name for name, present in zip(self.modes, everywhere, strict=True) if present}
 
 
 def _mode_of(number: int, row: dict[str, Any]) -> Any:
@@ -427,6 +439,41 @@ def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:
     nothing = {key: value[:1, :2].clone() for key, value in inputs.items()}
     nothing["labels"].fill_(-100)
     return nothing
+
+
+class ModesOnHost:
+    """A collator whose ``mode`` is an array, which Trainer leaves in the host's memory, so that no step has to wait for
+    a device to know what it is to do. Examples stand in the order in which a step trains them, by mode.
+
+    Args:
+        collator: makes a batch of tensors, ``mode`` among them, out of examples.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[Any]) -> Any:
+        batch = self.collator(examples)
+        if not isinstance(batch, Mapping) or "mode" not in batch:
+            return batch
+        mode = _codes(batch["mode"])
+        batch = {key: value for key, value in batch.items() if key != "mode"}
+        if mode.ndim == 1:
+            order = np.argsort(_turns(mode), kind="stable")
+            mode, rows = mode[order], torch.from_numpy(order)
+            batch = {key: value[rows] for key, value in batch.items()}
+        return batch | {"mode": mode}
+
+
+def _codes(mode: Any) -> Any:
+    """Modes as an array in the host's memory."""
+    return mode.cpu().numpy() if isinstance(mode, Tensor) else None if mode is None else np.asarray(mode)
+
+
+def _turns(mode: NDArray[np.int64]) -> NDArray[np.int64]:
+    """When each code has its turn: domains, then retain, then default."""
+    mode = mode.astype(np.int64)
+    return np.where(mode > MODES.index("retain"), mode, np.iinfo(np.int32).max - mode)
 
 
 class _SetEpoch(TrainerCallback):

@@ -1,11 +1,14 @@
 """SGTMTrainer: every example in its mode, in any batch, and exact resume."""
 
 import copy
+import traceback
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
 from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
@@ -14,7 +17,7 @@ from sgtm.train.optimizer import MuonAndAdamW
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
 from sgtm.train.tests.test_optimizer import Lion
-from sgtm.train.trainer import SGTMTrainer
+from sgtm.train.trainer import ModesOnHost, SGTMTrainer
 
 STRATEGIES = ["parameter_masking", "gradient_routing", "activation_masking"]
 
@@ -66,6 +69,96 @@ def test_mixed_batches_give_the_sum_of_their_examples(make_trainer, rows, strate
     assert len({int(rows.modes[i]) for i in indices}) == 3, "the test needs all modes in one step"
     for name, expected in reference_gradients(rows, indices, strategy).items():
         torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# transformers asks in every forward pass of every model whether its rows are packed; SGTM looks at the codes of
+# positions while they are the host's.
+_ALLOWED = {"find_packed_sequence_indices", "_codes"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for which a host waits for its device: those that tell it a value or choose a shape."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or name.startswith(self.NAMES):
+            callers = {frame.name for frame in traceback.extract_stack()}
+            self.seen += [name] if not callers & _ALLOWED else []
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_counts_as_waiting():
+    with Waits() as waits:
+        a = torch.arange(3.0)
+        a[a > 1], a.sum().item(), bool((a > 1).any()), a.nonzero(), a.unique()
+    assert len(waits.seen) == 5, waits.seen
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("update", ["gradient", "strict", "per_block"])
+def test_no_step_waits_for_its_device(make_trainer, rows, update, by_position):
+    """But for what is logged every so many steps; AdamW itself reads its step counts, which are the host's."""
+    examples = [dict(row) for row in rows]
+    for i, example in enumerate(examples if by_position else ()):
+        example["mode"] = np.full(len(example["input_ids"]), i % 3)
+    trainer = make_trainer(
+        train_dataset=examples,
+        max_steps=4,
+        gradient_accumulation_steps=2,
+        trainer_update=update,
+        trainer_forget_lr_scale=0.1,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # Trainer's own; `sgtm train` sets it as well
+    )
+    waits, counts = Waits(), []
+
+    def count(*_, **__):
+        counts.append(len(waits.seen))
+
+    watch = TrainerCallback()
+    for event in ("step_begin", "pre_optimizer_step", "optimizer_step", "step_end"):
+        setattr(watch, f"on_{event}", count)
+    trainer.add_callback(watch)
+    with waits:
+        trainer.train()
+    found = [stop - start for start, stop in zip(counts[::2], counts[1::2], strict=True)]
+    assert len(found) == 8
+    assert not any(found), waits.seen
+
+
+def test_rows_stand_by_mode_and_keep_their_order(rows):
+    chosen = [rows[i] for i in list(ModeSampler(rows.modes, 8, seed=0))[:8]]
+    plain, batch = collate(chosen), ModesOnHost(collate)(chosen)
+    mode = plain["mode"].tolist()
+    order = sorted(range(8), key=lambda i: [2, 1, 0].index(mode[i]))
+    assert len(set(mode)) == 3
+    assert batch["mode"].tolist() == [mode[i] for i in order]
+    for key in ("input_ids", "labels"):
+        assert torch.equal(batch[key], plain[key][order])
+
+
+def test_a_collator_of_ones_own(make_trainer, rows):
+    """Its modes may be any integers, and rows that come by another way may stand in any order."""
+
+    def small(examples):
+        batch = collate(examples)
+        return batch | {"mode": batch["mode"].to(torch.int8)}
+
+    expected = first_gradients(make_trainer(max_steps=1, max_grad_norm=0.0))
+    got = first_gradients(make_trainer(max_steps=1, max_grad_norm=0.0, trainer_data_collator=small))
+    trainer = make_trainer(max_steps=1, max_grad_norm=0.0)
+    trainer.data_collator = collate  # tensors on the device, not sorted
+    unsorted = first_gradients(trainer)
+    for name, gradient in expected.items():
+        assert torch.equal(got[name], gradient), name
+        torch.testing.assert_close(unsorted[name], gradient, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
