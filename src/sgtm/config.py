@@ -702,6 +702,8 @@ class WikipediaConfig:
     """Topics to be removed, with commas between. Several domains: biology=STEM.Biology,chemistry=STEM.Chemistry."""
     adjacent: str = "STEM.Earth_and_environment,STEM.Chemistry,STEM.Medicine_&_Health"
     """Topics near to them. A name stands for all topics below it too (Culture.Media for Culture.Media.Films)."""
+    retain_share: float = 1.0
+    """Share of the retain articles that is taken: fewer leave room for the rest where one cannot train for long."""
     test_documents: int = 5000
     """Test documents of each category, at most; nor more than the share test_fraction of the category."""
     shard: int = 20_000
@@ -712,6 +714,8 @@ class WikipediaConfig:
     def __post_init__(self) -> None:
         _check_values(self, "wikipedia")
         _check_counts(self, "wikipedia", "test_documents", "shard", "processes")
+        if not 0 < self.retain_share <= 1:
+            raise ConfigError(f"retain_share={self.retain_share} is no share of articles; use more than 0, to 1")
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,13 @@ from sgtm.data.tokenize import Document, prepare
 
 _BUFFER = 2**20  # bytes of a column that are read at a time, however large its row groups are
 _ARTICLES = 256  # that are taken out of a file together
-_NO_PAGE, _SEEN, _NO_TOPIC = -3, -2, -1
-_REASONS = {_NO_PAGE: "page id is no number", _SEEN: "page seen before", _NO_TOPIC: "page has no topic"}
+_NOT_TAKEN, _NO_PAGE, _SEEN, _NO_TOPIC = -4, -3, -2, -1
+_REASONS = {
+    _NO_PAGE: "page id is no number",
+    _SEEN: "page seen before",
+    _NO_TOPIC: "page has no topic",
+    _NOT_TAKEN: "not of retain_share",
+}
 
 
 def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path:
@@ -52,7 +57,7 @@ def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path
     files, revision = article_files(wikipedia.source)
     rule = CategoryRule.of(wikipedia)
     topics = _topics(wikipedia, config.out.parent)
-    corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents)
+    corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents, wikipedia.retain_share)
     origin = {
         **{key: str(value) for key, value in asdict(wikipedia).items() if key != "processes"},
         "revision": revision,
@@ -165,9 +170,18 @@ class Corpus:
 
     @classmethod
     def join(
-        cls, files: list[Path], topics: PageTopics, rule: CategoryRule, config: PrepareConfig, test_documents: int
+        cls,
+        files: list[Path],
+        topics: PageTopics,
+        rule: CategoryRule,
+        config: PrepareConfig,
+        test_documents: int,
+        retain_share: float = 1.0,
     ) -> "Corpus":
-        """Read the page ids of all ``files`` and choose the test articles of each category."""
+        """Read the page ids of all ``files``, and choose the retain articles to take and each category's test articles.
+
+        A smaller share takes some of the articles of a larger one, and some of its test articles.
+        """
         pages = np.concatenate([_page_ids(file) for file in files])
         codes = topics.of(pages)
         codes[pages < 0] = _NO_PAGE
@@ -180,9 +194,14 @@ class Corpus:
         for category in categories(rule.domains):
             of_category = np.array([c == category for c in of_topic])
             members = np.flatnonzero((codes >= 0) & of_category[codes])
+            members = members[np.argsort(order[members], kind="stable")]
+            if category == "retain" and retain_share < 1:
+                taken = int(np.ceil(len(members) * retain_share))
+                codes[members[taken:]] = _NOT_TAKEN
+                members = members[:taken]
             expected = category in rule.names.values() or category == "retain"
             size = _test_size(category, len(members), config.test_fraction, test_documents, expected)
-            is_test[members[np.argsort(order[members], kind="stable")[:size]]] = True
+            is_test[members[:size]] = True
         unused = Counter(codes[codes < 0].tolist())
         rejected = {reason: unused[code] for code, reason in _REASONS.items() if unused[code]}
         return cls(files, codes, is_test, topics.names, of_topic, rejected)

@@ -164,6 +164,30 @@ def test_the_split_does_not_depend_on_order_or_other_articles(source):
     assert set(tested(files, seed=1)[0]) != set(test)
 
 
+def test_a_share_of_the_retain_articles(source, tmp_path, written):
+    """All other articles stay, and what is left out is counted."""
+    prepare_wikipedia(config(tmp_path / "out"), wikipedia(source, retain_share=0.25))
+    manifest, whole = manifest_of(tmp_path / "out"), manifest_of(written)
+    both = {c: [manifest["counts"][s][c]["documents"] for s in ("train", "test")] for c in manifest["counts"]["train"]}
+    assert both == {"forget": [48, 12], "adjacent": [32, 8], "retain": [40, 10]}
+    assert manifest["rejected"] == {"not of retain_share": 150, "page has no topic": 10}
+    for category in ("forget", "adjacent"):
+        assert manifest["counts"]["train"][category]["documents"] == whole["counts"]["train"][category]["documents"]
+
+
+def test_a_share_holds_some_of_what_a_larger_one_does(source):
+    files, _ = article_files(str(source / "articles"))
+    topics, rule = read_topics(source / "topics.csv", "enwiki"), CategoryRule.of(wikipedia(source))
+
+    def documents(share):
+        corpus = Corpus.join(files, topics, rule, config(source / "none"), 5000, share)
+        return {d.group for d in corpus.test()}, {d.group for d in corpus.train()}
+
+    (small_test, small_train), (test, train) = documents(0.25), documents(0.5)
+    assert small_test < test
+    assert small_test | small_train < test | train
+
+
 def test_sgtm_train_reads_it(source, written):
     data = PreparedData.load(DataConfig(str(written)))
     assert data.train.present == ["forget", "adjacent", "retain"]
@@ -197,6 +221,8 @@ def test_a_name_stands_for_all_below_it():
         ({"wiki": "enwik"}, "did you mean 'enwiki'"),
         ({"source": "./nowhere"}, "does not exist"),
         ({"test_documents": 0}, "must be at least 1"),
+        ({"retain_share": 0.0}, "retain_share=0.0 is no share"),
+        ({"retain_share": 1.5}, "use more than 0, to 1"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(source, tmp_path, change, message):
