@@ -10,7 +10,7 @@ source scripts/own_labels.sh
 settings=(--evaluate.topics 0) # texts have categories, no topics
 qualities="100:0.8 300:0.9 600:0.95"
 case $preset in
-  cpu) config=configs/wiki/cpu.yaml settings+=(--train.steps 400) prepare=(--tokenizer train:2048 --context 128 --pack) ;;
+  cpu) config=configs/wiki/cpu.yaml settings+=(--train.steps 1200) prepare=(--tokenizer train:2048 --context 128 --pack) ;;
   paper) config=configs/wiki/64M.yaml prepare=(--context 1024 --pack) ;;
 esac
 texts() {
