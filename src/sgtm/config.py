@@ -390,12 +390,14 @@ class CalibrateConfig:
     """Training rows of each category to fit on."""
     tokens: int = 2048
     """Tokens of each category in one step."""
+    reuse: int = 8
+    """Steps that a sample of the model's predictions serves, in which they follow the bias."""
     every_evaluation: bool = False
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
 
     def __post_init__(self) -> None:
         _check_values(self, "calibrate")
-        _check_counts(self, "calibrate", "steps", "rows", "tokens")
+        _check_counts(self, "calibrate", "steps", "rows", "tokens", "reuse")
         if self.learning_rate <= 0 or self.retain_weight < 0:
             raise ConfigError(
                 f"calibrate.learning_rate={self.learning_rate} must be positive and "

@@ -3,6 +3,12 @@
 Removal leaves superficial spikes: tokens of the removed domain get vanishing probability, which a reader of the losses
 would take for deep forgetting. A bias on the logits takes such spikes away and cannot bring knowledge back. Every
 method is calibrated alike.
+
+The loss's gradient is mean_t softmax(z_t + b) - mean_t one-hot(y_t), with z_t the logits at token t: what is predicted
+less what is there. Both means are over tokens drawn anew, what is there in every step. What is predicted costs a pass
+of the head, so it is drawn in every ``reuse``-th step only and follows the bias in between: m(b + d) is taken to be
+m(b) e^d / sum(m(b) e^d), as if all tokens had the mean's normaliser. Steps are so small that calibrated losses stay
+the same (docs/log.md).
 """
 
 from collections.abc import Sequence
@@ -53,24 +59,36 @@ def fit_bias(
     bias = nn.Parameter((torch.randn(vocab_size, generator=generator) * _START_STD).to(device))
     optimizer = torch.optim.AdamW([bias], lr=config.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, _FINAL_RATE, total_iters=config.steps)
-    for _ in range(config.steps):
-        gradient = torch.zeros_like(bias)
-        for category, (hidden, targets) in cached.items():
-            some = torch.randint(len(hidden), (config.tokens,), generator=generator).to(device)
-            gradient += weights[category] * _gradient(head, hidden[some], targets[some], bias)
-        bias.grad = gradient
+
+    def drawn(category: Category) -> Tensor:
+        return torch.randint(len(cached[category][1]), (config.tokens,), generator=generator).to(device)
+
+    for step in range(config.steps):
+        if step % config.reuse == 0:
+            start = bias.detach().clone()
+            predicted = {c: _mean_prediction(head, cached[c][0][drawn(c)], start) for c in cached}
+        bias.grad = torch.zeros_like(bias)
+        for category, (_, targets) in cached.items():
+            there = torch.bincount(targets[drawn(category)], minlength=vocab_size) / config.tokens
+            bias.grad += weights[category] * (_moved(predicted[category], bias.detach() - start) - there)
         optimizer.step()
         schedule.step()
     return bias.detach()
 
 
 @torch.no_grad()
-def _gradient(head: Any, hidden: Tensor, targets: Tensor, bias: Tensor) -> Tensor:
-    """(vocab,) d/db mean -log softmax(head(hidden) + b)[target] = mean(softmax(head(hidden) + b) - one-hot)."""
-    total = -torch.bincount(targets, minlength=len(bias)).to(bias)
+def _mean_prediction(head: Any, hidden: Tensor, bias: Tensor) -> Tensor:
+    """(vocab,) mean softmax(head(hidden) + b), over (tokens, hidden)."""
+    total = torch.zeros_like(bias)
     for some in hidden.split(max(1, entries_at_a_time(hidden.device) // len(bias))):
         total += (head(some).float() + bias).softmax(-1).sum(0)
-    return total / len(targets)
+    return total / len(hidden)
+
+
+def _moved(predicted: Tensor, shift: Tensor) -> Tensor:
+    """The mean prediction (vocab,) once the bias has moved by ``shift``, about."""
+    moved = predicted * shift.exp()
+    return moved / moved.sum()
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def reference_bias(model, rows, weights, steps=300):
     return lambda b: sum(weights[c] * F.cross_entropy(z + b, y).item() for c, (z, y) in cached.items()), bias.detach()
 
 
-def test_the_gradient_is_that_of_the_loss(monkeypatch):
+def test_prediction_less_what_is_there_is_the_gradient(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(8, 50)
     hidden, bias = torch.randn(37, 8, generator=generator), torch.randn(50, generator=generator, requires_grad=True)
@@ -47,8 +47,36 @@ def test_the_gradient_is_that_of_the_loss(monkeypatch):
     expected = torch.autograd.grad(F.cross_entropy(head(hidden) + bias, targets), bias)[0]
     for entries in (1, 50 * 7, 10**6):
         monkeypatch.setattr("sgtm.model.chunked_loss._ENTRIES", entries)
-        found = calibrate._gradient(head, hidden, targets, bias)
+        found = calibrate._mean_prediction(head, hidden, bias.detach()) - targets.bincount(minlength=50) / 37
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_predictions_follow_the_bias():
+    """Exactly for one token; for several, most of the way."""
+    generator = torch.Generator().manual_seed(0)
+    z, shift = torch.randn(20, 30, generator=generator).double(), torch.randn(30, generator=generator).double()
+
+    def share_missed(z):
+        start, moved = z.softmax(-1).mean(0), (z + 0.1 * shift).softmax(-1).mean(0)
+        return float((calibrate._moved(start, 0.1 * shift) - moved).abs().sum() / (start - moved).abs().sum())
+
+    assert share_missed(z[:1]) < 1e-12
+    assert share_missed(z) < 0.2
+
+
+def test_a_sample_serves_several_steps(model, rows, monkeypatch):
+    """With the same result, and as many fewer passes of the head."""
+    calls, own = [], calibrate._mean_prediction
+    monkeypatch.setattr(calibrate, "_mean_prediction", lambda *args: calls.append(1) or own(*args))
+    losses = {}
+    for reuse in (1, 8):
+        calls.clear()
+        biases = [fit_bias(model, rows, CalibrateConfig(steps=200, tokens=1024, reuse=reuse), seed=s) for s in range(3)]
+        assert len(calls) == 3 * 2 * 200 // reuse
+        losses[reuse] = [evaluate_loss(model, rows["retain"], bias=bias).mean for bias in biases]
+    unfitted = evaluate_loss(model, rows["retain"]).mean
+    assert unfitted - max(losses[1]) > 0.1
+    assert abs(sum(losses[1]) - sum(losses[8])) / 3 < 0.01 * (unfitted - max(losses[1]))
 
 
 def test_the_bias_nearly_minimises_the_weighted_loss(model, rows):
