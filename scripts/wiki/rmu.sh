@@ -13,7 +13,7 @@ while (($#)); do
   (($#)) && shift
 done
 case $preset in
-  cpu) settings=(--layer 1 --steps 250 --learning-rate 1e-3 --evaluate.every 50) ;;
+  cpu) settings=(--layer 2 --alpha 5 --steps 250 --learning-rate 2e-3 --evaluate.every 125 --evaluate.rows 100) ;;
   paper) settings=(--layer 7 --steps 250 --learning-rate 5e-5 --evaluate.every 10 --evaluate.rows 2000 --precision bf16) ;;
 esac
 for seed in $seeds; do
