@@ -391,7 +391,7 @@ class CalibrateConfig:
     tokens: int = 2048
     """Tokens of each category in one step."""
     reuse: int = 8
-    """Steps that a sample of the model's predictions serves, in which they follow the bias."""
+    """Steps for which a sample of the model's predictions is used, adjusted for what the bias has moved since."""
     every_evaluation: bool = False
     """Calibrate at every evaluation, not only at the end (the trade-off curves)."""
 
@@ -705,7 +705,7 @@ class WikipediaConfig:
     adjacent: str = "STEM.Earth_and_environment,STEM.Chemistry,STEM.Medicine_&_Health"
     """Topics near to them. A name stands for all topics below it too (Culture.Media for Culture.Media.Films)."""
     retain_share: float = 1.0
-    """Share of the retain articles that is taken: fewer leave room for the rest where one cannot train for long."""
+    """Share of the retain articles that is used: a small one makes the others a larger part of a short run."""
     test_documents: int = 5000
     """Test documents of each category, at most; nor more than the share test_fraction of the category."""
     shard: int = 20_000

@@ -180,7 +180,7 @@ class Corpus:
     ) -> "Corpus":
         """Read the page ids of all ``files``, and choose the retain articles to take and each category's test articles.
 
-        A smaller share takes some of the articles of a larger one, and some of its test articles.
+        A smaller share takes some of the training articles of a larger one, and some of its test articles.
         """
         pages = np.concatenate([_page_ids(file) for file in files])
         codes = topics.of(pages)
@@ -195,13 +195,11 @@ class Corpus:
             of_category = np.array([c == category for c in of_topic])
             members = np.flatnonzero((codes >= 0) & of_category[codes])
             members = members[np.argsort(order[members], kind="stable")]
-            if category == "retain" and retain_share < 1:
-                taken = int(np.ceil(len(members) * retain_share))
-                codes[members[taken:]] = _NOT_TAKEN
-                members = members[:taken]
             expected = category in rule.names.values() or category == "retain"
             size = _test_size(category, len(members), config.test_fraction, test_documents, expected)
             is_test[members[:size]] = True
+            for side in (members[:size], members[size:]) if category == "retain" else ():
+                codes[side[int(np.ceil(len(side) * retain_share)) :]] = _NOT_TAKEN
         unused = Counter(codes[codes < 0].tolist())
         rejected = {reason: unused[code] for code, reason in _REASONS.items() if unused[code]}
         return cls(files, codes, is_test, topics.names, of_topic, rejected)

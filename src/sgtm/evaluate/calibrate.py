@@ -7,8 +7,8 @@ method is calibrated alike.
 The loss's gradient is mean_t softmax(z_t + b) - mean_t one-hot(y_t), with z_t the logits at token t: what is predicted
 less what is there. Both means are over tokens drawn anew, what is there in every step. What is predicted costs a pass
 of the head, so it is drawn in every ``reuse``-th step only and follows the bias in between: m(b + d) is taken to be
-m(b) e^d / sum(m(b) e^d), as if all tokens had the mean's normaliser. Steps are so small that calibrated losses stay
-the same (docs/log.md).
+m(b) e^d / sum(m(b) e^d), as if all tokens had the mean's normaliser. Steps of the default rate are so small that
+calibrated losses stay the same (docs/log.md).
 """
 
 from collections.abc import Sequence

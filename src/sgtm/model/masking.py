@@ -258,7 +258,7 @@ class SGTM:
             raise ValueError(
                 f"mode has the code {low if low < 0 else high}; the codes of {list(known)} are 0 to {len(known) - 1}"
             )
-        return mode.to(self.partition.model.device, non_blocking=True).reshape(len(mode), -1)
+        return mode.to(self.partition.model.device, non_blocking=mode.device.type == "cpu").reshape(len(mode), -1)
 
     @contextmanager
     def _hold(self, mode: str | Tensor) -> Iterator[None]:

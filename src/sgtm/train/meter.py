@@ -60,7 +60,8 @@ class Reading:
 
 
 class Meter(TrainerCallback):
-    """Counts while a run trains; ``read`` says what went by and begins anew. Counting makes no device wait.
+    """Counts while a run trains; ``read`` says what went by and begins anew. Counting makes nobody wait for
+    the device.
 
     Args:
         model: whose parameters and device count for MFU.
@@ -97,8 +98,8 @@ class Meter(TrainerCallback):
         self.counts = found if self.counts is None else self.counts + found
 
     def count_tokens(self, number: Tensor | int) -> None:
-        """Note the predicted tokens of a step."""
-        self.untold = self.untold + number
+        """Note the predicted tokens of a step. (Trainer's count is a float, which would lose some in a long sum.)"""
+        self.untold = self.untold + (number.to(torch.int64) if isinstance(number, Tensor) else int(number))
 
     def tell(self, state: TrainerState) -> int:
         """The tokens seen so far, of which ``state`` knows from now on; a device has to be waited for."""

@@ -62,6 +62,7 @@ class Recorder(TrainerCallback):
         last = state.global_step >= state.max_steps
         if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
             self.evaluated_at = state.global_step
+            self.trainer.meter.tell(state)  # waits for the device, whose work until here is training
             with self.trainer.meter.paused():
                 losses = self.evaluate(state.global_step)
                 for (category, variant), loss in losses.items():

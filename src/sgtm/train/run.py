@@ -472,6 +472,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "save_total_limit": None,  # Keeper removes those that are not kept, once the new one is sealed
         "dataloader_drop_last": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},
         "remove_unused_columns": False,
         "seed": config.seed,
         "report_to": "none",

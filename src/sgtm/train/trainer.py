@@ -13,6 +13,7 @@ from datasets import IterableDataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
@@ -43,7 +44,8 @@ class SGTMTrainer(Trainer):
 
     ``mode`` (batch,) is one for each example: each is trained exactly as ``SGTM.batch(mode)`` would train it. ``mode``
     (batch, seq) is one for each position, all in one pass (see ``sgtm.model.positions``). The loss is the mean over
-    the tokens of the whole optimizer step.
+    the tokens of the whole optimizer step. ``state.num_input_tokens_seen``, predicted tokens, is up to date whenever
+    something is logged or saved (``meter.tell``).
 
     Args:
         sgtm: the masking of ``model``; None trains everything in default mode.
@@ -89,11 +91,11 @@ class SGTMTrainer(Trainer):
         self._can_chunk: bool | None = None  # found out at the first large batch
         args.remove_unused_columns = False  # "mode" is no argument of the model
         args.dataloader_drop_last = True
-        kwargs["data_collator"] = ModesOnHost(kwargs.get("data_collator") or collate)
+        kwargs.setdefault("data_collator", collate)
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             kwargs["train_dataset"] = ModeStream(kwargs["train_dataset"], seed=args.seed)
         super().__init__(model, args, **kwargs)
-        self.stream = StreamLoader.of(self.train_dataset, self.args, self.data_collator)
+        self.stream = StreamLoader.of(self.train_dataset, self.args, ModesOnHost(self.data_collator))
         if self.args.n_gpu > 1:
             raise ConfigError(
                 f"{self.args.n_gpu} GPUs in one process would multiply the batch; start one process a GPU with "
@@ -160,7 +162,21 @@ class SGTMTrainer(Trainer):
         return self.update != "gradient" or self.forget_lr_scale != 1.0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return super().get_train_dataloader() if self.stream is None else self.stream.loader
+        if self.stream is not None:
+            return self.stream.loader  # type: ignore[no-any-return]
+        own = self.data_collator
+        if not self._dispatches:  # then one process cuts up what all others get, which it can do with tensors alone
+            self.data_collator = ModesOnHost(own)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = own
+
+    @property
+    def _dispatches(self) -> bool:
+        """Whether accelerate reads all batches in one process."""
+        asked = self.accelerator.dispatch_batches
+        return isinstance(self.train_dataset, TorchIterableDataset) if asked is None else bool(asked)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         if self.sampler is None and self.sgtm is not None:
@@ -458,11 +474,15 @@ class ModesOnHost:
             return batch
         mode = _codes(batch["mode"])
         batch = {key: value for key, value in batch.items() if key != "mode"}
-        if mode.ndim == 1:
-            order = np.argsort(_turns(mode), kind="stable")
+        order = np.argsort(_turns(mode), kind="stable") if mode.ndim == 1 else np.arange(len(mode))
+        if (np.diff(order) != 1).any():
             mode, rows = mode[order], torch.from_numpy(order)
-            batch = {key: value[rows] for key, value in batch.items()}
+            batch = {key: value[rows] if _has_rows(value, len(order)) else value for key, value in batch.items()}
         return batch | {"mode": mode}
+
+
+def _has_rows(value: Any, number: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == number
 
 
 def _codes(mode: Any) -> Any:

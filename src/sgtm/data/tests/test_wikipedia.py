@@ -183,9 +183,9 @@ def test_a_share_holds_some_of_what_a_larger_one_does(source):
         corpus = Corpus.join(files, topics, rule, config(source / "none"), 5000, share)
         return {d.group for d in corpus.test()}, {d.group for d in corpus.train()}
 
-    (small_test, small_train), (test, train) = documents(0.25), documents(0.5)
-    assert small_test < test
-    assert small_test | small_train < test | train
+    (small_test, small_train), (test, train), (all_test, all_train) = map(documents, (0.25, 0.5, 1.0))
+    assert small_test < test < all_test
+    assert small_train < train < all_train
 
 
 def test_sgtm_train_reads_it(source, written):

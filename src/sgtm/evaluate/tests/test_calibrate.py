@@ -66,13 +66,21 @@ def test_predictions_follow_the_bias():
 
 def test_a_sample_serves_several_steps(model, rows, monkeypatch):
     """With the same result, and as many fewer passes of the head."""
-    calls, own = [], calibrate._mean_prediction
+    calls, own, moved = [], calibrate._mean_prediction, calibrate._moved
+    shifts = []
     monkeypatch.setattr(calibrate, "_mean_prediction", lambda *args: calls.append(1) or own(*args))
+    monkeypatch.setattr(
+        calibrate, "_moved", lambda p, shift: shifts.append(float(shift.abs().max())) or moved(p, shift)
+    )
     losses = {}
     for reuse in (1, 8):
         calls.clear()
+        shifts.clear()
         biases = [fit_bias(model, rows, CalibrateConfig(steps=200, tokens=1024, reuse=reuse), seed=s) for s in range(3)]
         assert len(calls) == 3 * 2 * 200 // reuse
+        assert [shift > 0 for shift in shifts] == [
+            step % reuse > 0 for _ in range(3) for step in range(200) for _ in rows
+        ]
         losses[reuse] = [evaluate_loss(model, rows["retain"], bias=bias).mean for bias in biases]
     unfitted = evaluate_loss(model, rows["retain"]).mean
     assert unfitted - max(losses[1]) > 0.1

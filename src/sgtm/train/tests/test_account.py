@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerState
@@ -125,7 +126,7 @@ def test_evaluations_do_not_count_as_training(tmp_path, monkeypatch):
     recorder.on_train_begin(None, state, None)
     for step in (1, 2, 3, 4):
         now[0] += 2
-        trainer.meter.count(torch.tensor([0, 2, 2]))
+        trainer.meter.count(np.array([0, 2, 2]))
         state.global_step, state.num_input_tokens_seen = step, 10 * step
         recorder.on_step_end(None, state, None)
         if step in (2, 4):

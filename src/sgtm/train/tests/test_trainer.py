@@ -3,6 +3,7 @@
 import copy
 import traceback
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,37 +74,53 @@ def test_mixed_batches_give_the_sum_of_their_examples(make_trainer, rows, strate
 
 # transformers asks in every forward pass of every model whether its rows are packed; SGTM looks at the codes of
 # positions while they are the host's.
-_ALLOWED = {"find_packed_sequence_indices", "_codes"}
+_ALLOWED = {("masking_utils.py", "find_packed_sequence_indices"), ("masking.py", "_codes")}
 
 
 class Waits(TorchDispatchMode):
-    """Notes the operations for which a host waits for its device: those that tell it a value or choose a shape."""
+    """Notes what a host waits for its device for: to be told a value, or to learn a shape."""
 
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal")
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "bincount")
+    METHODS = ("tolist", "cpu", "numpy")  # no operations of their own where the device is the host
 
-    def __init__(self):
+    def __init__(self, monkeypatch):
         super().__init__()
         self.seen = []
+        for name in self.METHODS:
+            monkeypatch.setattr(torch.Tensor, name, self.noted(name))
+
+    def noted(self, name):
+        own = getattr(torch.Tensor, name)
+
+        def method(tensor, *args, **kwargs):
+            self.note(name)
+            return own(tensor, *args, **kwargs)
+
+        return method
+
+    def note(self, name):
+        callers = {(Path(frame.filename).name, frame.name) for frame in traceback.extract_stack()}
+        self.seen += [name] if not callers & _ALLOWED else []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
-        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if by_mask or name.startswith(self.NAMES):
-            callers = {frame.name for frame in traceback.extract_stack()}
-            self.seen += [name] if not callers & _ALLOWED else []
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name.startswith(self.OPERATIONS) or any(i is not None and i.dtype == torch.bool for i in indices):
+            self.note(name)
         return func(*args, **(kwargs or {}))
 
 
-def test_what_counts_as_waiting():
-    with Waits() as waits:
+def test_what_counts_as_waiting(monkeypatch):
+    with Waits(monkeypatch) as waits:
         a = torch.arange(3.0)
-        a[a > 1], a.sum().item(), bool((a > 1).any()), a.nonzero(), a.unique()
-    assert len(waits.seen) == 5, waits.seen
+        a[a > 1] = 2.0
+        a[a > 1], a.sum().item(), bool((a > 1).any()), a.nonzero(), a.unique(), a.tolist(), a.cpu(), a.numpy()
+        assert len(waits.seen) == 9, waits.seen
 
 
 @pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("update", ["gradient", "strict", "per_block"])
-def test_no_step_waits_for_its_device(make_trainer, rows, update, by_position):
+def test_no_step_waits_for_its_device(make_trainer, rows, update, by_position, monkeypatch):
     """But for what is logged every so many steps; AdamW itself reads its step counts, which are the host's."""
     examples = [dict(row) for row in rows]
     for i, example in enumerate(examples if by_position else ()):
@@ -117,20 +134,37 @@ def test_no_step_waits_for_its_device(make_trainer, rows, update, by_position):
         logging_strategy="no",
         logging_nan_inf_filter=False,  # Trainer's own; `sgtm train` sets it as well
     )
-    waits, counts = Waits(), []
+    counts, modes, step = [], [], trainer.training_step
+
+    def training_step(model, inputs, *args):
+        modes.append(inputs["mode"])
+        return step(model, inputs, *args)
 
     def count(*_, **__):
         counts.append(len(waits.seen))
 
+    monkeypatch.setattr(trainer, "training_step", training_step)
     watch = TrainerCallback()
     for event in ("step_begin", "pre_optimizer_step", "optimizer_step", "step_end"):
         setattr(watch, f"on_{event}", count)
     trainer.add_callback(watch)
-    with waits:
+    with Waits(monkeypatch) as waits:
         trainer.train()
     found = [stop - start for start, stop in zip(counts[::2], counts[1::2], strict=True)]
-    assert len(found) == 8
+    assert len(found) == len(modes) == 8
     assert not any(found), waits.seen
+    assert all(isinstance(mode, np.ndarray) for mode in modes)
+
+
+def test_parts_of_a_batch_are_slices_of_it(make_trainer, rows):
+    trainer = make_trainer()
+    batch = next(iter(trainer.get_train_dataloader()))
+    mode = batch.pop("mode")
+    parts = list(trainer._parts(batch, mode))
+    assert [name for name, _ in parts] == ["forget", "retain", "default"]
+    assert sum(len(part["labels"]) for _, part in parts) == len(mode) == 8
+    storage = batch["input_ids"].untyped_storage().data_ptr()
+    assert all(part["input_ids"].untyped_storage().data_ptr() == storage for _, part in parts)
 
 
 def test_rows_stand_by_mode_and_keep_their_order(rows):
@@ -144,6 +178,14 @@ def test_rows_stand_by_mode_and_keep_their_order(rows):
         assert torch.equal(batch[key], plain[key][order])
 
 
+def test_what_is_no_row_stays(rows):
+    chosen = [rows[i] for i in list(ModeSampler(rows.modes, 8, seed=0))[:8]]
+    extra = {"names": list("abcdefgh"), "scale": torch.tensor(2.0), "places": torch.zeros(3, 8), "nothing": None}
+    batch = ModesOnHost(lambda examples: collate(examples) | extra)(chosen)
+    assert all(batch[key] is value for key, value in extra.items())
+    assert ModesOnHost(lambda examples: torch.ones(2))(chosen).shape == (2,)
+
+
 def test_a_collator_of_ones_own(make_trainer, rows):
     """Its modes may be any integers, and rows that come by another way may stand in any order."""
 
@@ -153,12 +195,51 @@ def test_a_collator_of_ones_own(make_trainer, rows):
 
     expected = first_gradients(make_trainer(max_steps=1, max_grad_norm=0.0))
     got = first_gradients(make_trainer(max_steps=1, max_grad_norm=0.0, trainer_data_collator=small))
-    trainer = make_trainer(max_steps=1, max_grad_norm=0.0)
-    trainer.data_collator = collate  # tensors on the device, not sorted
-    unsorted = first_gradients(trainer)
     for name, gradient in expected.items():
         assert torch.equal(got[name], gradient), name
-        torch.testing.assert_close(unsorted[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+class Iterated(torch.utils.data.IterableDataset):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __iter__(self):
+        return iter(self.examples)
+
+
+@pytest.mark.parametrize("given", ["all in one process", "torch's IterableDataset"])
+def test_where_one_process_reads_for_all_modes_are_tensors(make_trainer, rows, given):
+    """In the order in which they come; the gradients are those of the same rows by the other way."""
+    order = list(ModeSampler(rows.modes, 8, seed=42))[:8]
+    examples = [dict(rows[i]) for i in order]
+    whole = make_trainer(max_steps=1, max_grad_norm=0.0, train_dataset=examples)
+    iterated = given != "all in one process"
+    settings = {} if iterated else {"accelerator_config": {"dispatch_batches": True}}
+    data = Iterated(examples) if iterated else examples
+    trainer = make_trainer(max_steps=1, max_grad_norm=0.0, train_dataset=data, **settings)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert isinstance(batch["mode"], torch.Tensor)
+    expected, got = first_gradients(whole), first_gradients(trainer)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_predictions_stand_in_the_order_of_their_rows(make_trainer, rows):
+    trainer = make_trainer()
+    some = [{"input_ids": list(rows[i]["input_ids"])[:6]} for i in range(16) if len(rows[i]["input_ids"]) >= 6]
+    for i, example in enumerate(some):
+        example["mode"] = i % 3
+    assert np.array_equal(trainer.predict(some).label_ids, np.array([e["input_ids"] for e in some]))
+
+
+def test_tokens_are_counted_exactly(make_trainer):
+    """Trainer's count of a step is a float of 24 bits."""
+    trainer = make_trainer()
+    for _ in range(100):
+        trainer.meter.count_tokens(torch.tensor(523777.0))
+    trainer.meter.count_tokens(7)
+    assert trainer.meter.tell(trainer.state) == trainer.state.num_input_tokens_seen == 100 * 523777 + 7
+    assert trainer.meter.tell(trainer.state) == 100 * 523777 + 7
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
