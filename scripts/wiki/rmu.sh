@@ -20,3 +20,6 @@ for seed in $seeds; do
   ${run[@]+"${run[@]}"} sgtm rmu "runs/wiki/$preset/none-seed$seed" --out "runs/wiki/$preset/rmu-seed$seed" --seed "$seed" \
     "${settings[@]}" ${rest[@]+"${rest[@]}"}
 done
+for retain in retain adjacent; do # the figures of run.sh again, now with RMU
+  ${run[@]+"${run[@]}"} sgtm plot tradeoff "runs/wiki/$preset"/*-seed* --retain $retain --out "runs/wiki/$preset-$retain.png"
+done
