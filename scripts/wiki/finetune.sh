@@ -17,7 +17,7 @@ while (($#)); do
   (($#)) && shift
 done
 case $preset in
-  cpu) settings=(--tokens 2048 --steps 150 --warmup-steps 10 --evaluate.every 10 --evaluate.rows 100 --learning-rates 1e-3 3e-3) ;;
+  cpu) settings=(--tokens 2048 --steps 400 --warmup-steps 10 --evaluate.every 20 --evaluate.rows 100 --learning-rates 1e-3 3e-3) ;;
   paper) settings=(--tokens 524288 --steps 1000 --warmup-steps 200 --evaluate.every 25 --evaluate.rows 2000 --learning-rates 2e-4 --precision bf16) ;;
 esac
 runs="runs/wiki/$preset" out="runs/wiki/relearning-$preset${matched:+-$matched}"
