@@ -20,6 +20,7 @@ def environment() -> dict[str, str | int]:
             about[package] = version(package)
         except PackageNotFoundError:
             about[package] = "not installed"
+    about["torch"] = torch.__version__  # with the build, which the package's version may leave out
     about |= {"cores": os.cpu_count() or 0, "torch_threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         about |= {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count()}

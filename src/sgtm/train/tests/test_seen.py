@@ -28,10 +28,11 @@ def given_to_the_trainer(monkeypatch):
     rows = []
 
     def spy(trainer, model, inputs, num_items_in_batch=None):
-        trainer._count_tokens(num_items_in_batch)
+        if trainer.accelerator.sync_gradients:
+            trainer.meter.count_tokens(num_items_in_batch)
         for ids, labels, mode in zip(inputs["input_ids"], inputs["labels"], inputs["mode"], strict=True):
-            codes = mode[:-1] if mode.ndim else mode.expand(len(ids) - 1)
-            rows.append((tuple(ids.tolist()), codes[labels[1:] != -100].numpy()))
+            codes = mode[:-1] if mode.ndim else np.full(len(ids) - 1, mode)
+            rows.append((tuple(ids.tolist()), codes[(labels[1:] != -100).numpy()]))
         return torch.zeros(())
 
     monkeypatch.setattr(SGTMTrainer, "training_step", spy)
