@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 Ids = NDArray[np.int32]
-_KNOWN_WORDS = 2**18  # words that each process remembers: about 60 MB
+_KNOWN_WORDS = 400_000  # words that each process remembers: about 100 MB
 _WORDS = 1000  # new words that are tokenised as one text
 # Where a space follows white space, or ends the text, it is no beginning of a word.
 _RUN_OF_SPACES = re.compile(r"\s | \Z")
