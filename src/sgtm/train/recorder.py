@@ -73,7 +73,7 @@ class Recorder(TrainerCallback):
                     control.should_log = wanted  # Trainer takes any log for the step's own
 
     def _write(self, state: TrainerState, split: str, category: str, variant: str, loss: Loss, **extra: float) -> None:
-        tokens = self.trainer.meter.tell(state)
+        tokens = state.num_input_tokens_seen
         record = {
             "step": state.global_step,
             "tokens": tokens,

@@ -353,11 +353,11 @@ class SGTMTrainer(Trainer):
     def _parts(self, inputs: dict[str, Any], mode: NDArray[np.int64]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The batch cut by mode, forget examples first: then no gradient has to be set aside."""
         self._check_codes(mode)
-        codes, firsts = np.unique(_turns(mode), return_index=True)
-        for code, first in zip(codes, firsts, strict=True):
-            (rows,) = np.nonzero(_turns(mode) == code)
-            together = rows[-1] - first + 1 == len(rows)  # as ModesOnHost has them
-            here = slice(first, first + len(rows)) if together else torch.from_numpy(rows)
+        turns = _turns(mode)
+        for turn in np.unique(turns):
+            (rows,) = np.nonzero(turns == turn)
+            first, stop = rows[0], rows[-1] + 1
+            here = slice(first, stop) if stop - first == len(rows) else torch.from_numpy(rows)  # ModesOnHost sorts them
             yield self.modes[mode[first]], {key: value[here] for key, value in inputs.items()}
 
     def _check_codes(self, mode: NDArray[np.int64]) -> None:
