@@ -1,6 +1,8 @@
 """What the benchmarks share: steps in turns in one process, ratios within a round, their medians, peak memory."""
 
+import gc
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -79,14 +81,22 @@ def peak_memory(arguments: Sequence[str]) -> float:
     return float(said.splitlines()[-1])
 
 
+def peak_of_gpu(make: Callable[[], Step]) -> float:
+    """MB of the GPU at most that building a step and doing it twice takes; infinite where that does not fit."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
+        step = make()
+        step(), step()
+    except torch.OutOfMemoryError:
+        return math.inf
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def print_peak(work: Callable[[], object]) -> None:
     """Do ``work`` and print, in MB, by how much it raised the most that this process held."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
     work()
@@ -106,7 +116,7 @@ def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], da
         table.add_row(*row)
     about = environment()
     machine = about.get("gpu", platform.processor() or platform.machine())
-    console = Console(width=150)
+    console = Console(width=170)
     console.print(table, f"{machine}, {about['torch_threads']} threads, torch {about['torch']}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"measured": data, "environment": about}, indent=1, default=vars))

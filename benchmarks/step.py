@@ -2,21 +2,24 @@
 
     python benchmarks/step.py [--models small] [--rounds 15] [--only strict]
     python benchmarks/step.py --models 8M 34M --batch 8 --context 512 --rounds 20
-    python benchmarks/step.py --models 64M 254M llama-64M --precision bf16 --compile      # a GPU
+    python benchmarks/step.py --models 64M llama-64M --precision bf16 --batch 64 --context 512 --memory     # a GPU
 
 `stock` is transformers' model trained plainly, `off` is ours without masking: GPT-Neo's attention through
 `use_attention`, the loss in chunks where `SGTMTrainer` would take it so. All begin with the same weights and see the
 same tokens, and the largest difference of `off`'s and `default`'s losses from `stock`'s is told. Steps run in turns in
-one process, ratios are within a round; peak memory is of a process for each case (on a GPU: of the allocator).
+one process, ratios are within a round; peak memory is of a process for each case, and on a GPU of the allocator; there
+a case that does not fit is told so and left out, and MFU is 6 x parameters x tokens / seconds of what the GPU can do.
 """
 
 import argparse
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from side_by_side import Step, Timing, clock, in_turns, interval, peak_memory, print_peak, report, speeds
+from side_by_side import Step, Timing, clock, in_turns, interval, peak_memory, peak_of_gpu, print_peak, report, speeds
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
@@ -27,6 +30,7 @@ from sgtm.model.attention import use_attention
 from sgtm.model.chunked_loss import chunked, is_large
 from sgtm.model.gpt_neo import GPTNeoSGTMConfig
 from sgtm.model.masking import Mode
+from sgtm.train.meter import known_peak
 from sgtm.train.optimizer import BlockParameters
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -77,33 +81,41 @@ class Bench:
             "a mode for each example": [MODES[i % 3] for i in range(len(self.ids))],
             "a mode for each position": self.positions,
         }
-        updates = UPDATES if self.name == "small" else ("gradient",)
+        updates = UPDATES if self.name == "small" or self.settings.only else ("gradient",)
         for update in updates:
             for name, mode in {**dict(zip(MODES, MODES, strict=True)), **mixed}.items():
                 found[f"{name}, {update}"] = lambda mode=mode, update=update: self.masked(mode, update)  # type: ignore[misc]
             found[f"mixed in parts, {update}"] = lambda update=update: self.masked(None, update)  # type: ignore[misc]
-        if self.name == "small":
+        if self.name == "small" and self.device == "cpu":
             found["default, strict, fused AdamW"] = lambda: self.masked("default", "strict", fused=True)
         chosen = [name for name in found if self.settings.only in name or name in ("stock", "off")]
         return {name: found[name] for name in chosen}
 
+    def parameters(self) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in AutoModelForCausalLM.from_config(self.config).parameters())
+
     def stock(self) -> Step:
         net = self._model()
-        return self._step(net, torch.optim.AdamW(net.parameters(), lr=1e-3), [(nullcontext, slice(None))])
+        return self._step(net, self._adamw(net.parameters()), [(nullcontext, slice(None))])
 
     def off(self) -> Step:
         net = self._fast_model()
-        return self._step(net, torch.optim.AdamW(net.parameters(), lr=1e-3), [(nullcontext, slice(None))], fast=True)
+        return self._step(net, self._adamw(net.parameters()), [(nullcontext, slice(None))], fast=True)
+
+    def _adamw(self, params: Iterable[Any], fused: bool = False) -> torch.optim.AdamW:
+        """torch's own choice of implementation, or its fused one, which is everybody's on a GPU."""
+        return torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01, fused=fused or self.device == "cuda" or None)
 
     def masked(self, mode: Mode | None, update: str, fused: bool = False) -> Step:
         """A mode for the batch, or None: a third of the examples in each, in parts, the forget part first."""
         net = self._fast_model()
         sgtm = SGTM(Partition.of(net, heads=1, neurons=32), joint=("embeddings", "norms"))
-        blocks = BlockParameters(sgtm, contiguous=fused)
+        blocks = BlockParameters(sgtm, contiguous=fused or self.device == "cuda")
         names = {name for name, _ in net.named_parameters()}
         groups = blocks.groups(1e-3, 0.01, names, by_owner=update == "per_block")
         plain = update == "gradient"
-        optimizer = torch.optim.AdamW(net.parameters() if plain else groups, lr=1e-3, fused=fused, weight_decay=0.01)
+        optimizer = self._adamw(net.parameters() if plain else groups, fused)
         if not plain:
             blocks.attach(optimizer)
         parts: list[tuple[Callable[[], AbstractContextManager[object]], slice]]
@@ -168,34 +180,46 @@ class Bench:
 
 
 def measure(bench: Bench) -> dict[str, object]:
-    settings = bench.settings
-    timings = in_turns({name: make() for name, make in bench.cases().items()}, settings.rounds)
-    memory = {}
-    if settings.memory:
+    settings, cases = bench.settings, bench.cases()
+    memory: dict[str, float] = {}
+    if bench.device == "cuda":
+        memory = {name: peak_of_gpu(make) for name, make in cases.items()}
+    elif settings.memory:
         given = ["--batch", str(settings.batch), "--context", str(settings.context), "--precision", settings.precision]
         given += ["--compile"] if settings.compile else []
-        memory = {name: peak_memory([*given, "--models", bench.name, "--peak-of", name]) for name in timings}
-    return {"timings": timings, "memory_mb": memory}
+        memory = {name: peak_memory([*given, "--models", bench.name, "--peak-of", name]) for name in cases}
+    fitting = {name: make() for name, make in cases.items() if math.isfinite(memory.get(name, 0.0))}
+    return {"timings": in_turns(fitting, settings.rounds), "memory_mb": memory, "parameters": bench.parameters()}
 
 
 def rows_of(name: str, found: dict[str, object], tokens: int) -> list[list[str]]:
     timings: dict[str, list[Timing]] = found["timings"]  # type: ignore[assignment]
     memory: dict[str, float] = found["memory_mb"]  # type: ignore[assignment]
+    peak = known_peak()
     rows = []
-    for case, own in timings.items():
+    for case in memory or timings:
+        used = f"{memory[case]:,.0f}" if memory else ""
+        if case not in timings:
+            rows.append([name, case, "does not fit", *[""] * 7])
+            continue
+        own = timings[case]
         middle = sorted(getattr(t, clock()) for t in own)[len(own) // 2]
-        same = case == "off" or case.startswith("default")
-        apart = max(abs(a.loss - b.loss) for a, b in zip(own, timings["stock"], strict=True))
+        same = "stock" in timings and (case == "off" or case.startswith("default"))
+        apart = max(abs(a.loss - b.loss) for a, b in zip(own, timings["stock"], strict=True)) if same else 0.0
+        by_stock, by_off = (
+            interval(speeds(own, timings[x], clock())) if x in timings else "" for x in ("stock", "off")
+        )
         rows.append(
             [
                 name,
                 case,
                 f"{middle * 1e3:,.0f}",
                 f"{tokens / middle:,.0f}",
-                "" if case == "stock" else interval(speeds(own, timings["stock"], clock())),
-                "" if case in ("stock", "off") else interval(speeds(own, timings["off"], clock())),
-                f"{memory[case]:,.0f}" if memory else "",
-                f"{memory[case] / memory['stock']:.2f}" if memory else "",
+                f"{6 * found['parameters'] * tokens / middle / peak / 1e12:.3f}" if peak else "",  # type: ignore[operator]
+                "" if case == "stock" else by_stock,
+                "" if case in ("stock", "off") else by_off,
+                used,
+                f"{memory[case] / memory['stock']:.2f}" if memory and memory["stock"] < math.inf else "",
                 f"{apart:.1e}" if same else "",
             ]
         )
@@ -225,7 +249,8 @@ def main() -> None:
     tokens = settings.batch * settings.context
     title = f"{settings.batch} x {settings.context} tokens, {settings.precision}{', compiled' * settings.compile}"
     seconds = f"ms ({clock()} time)"
-    columns = ("model", "step", seconds, "tokens/s", "speed / stock", "speed / off", "peak MB", "/ stock", "loss apart")
+    columns = ("model", "step", seconds, "tokens/s", "MFU", "speed / stock", "speed / off")
+    columns += ("peak MB", "/ stock", "loss apart")
     rows = [row for model, values in found.items() for row in rows_of(model, values, tokens)]
     report(title, columns, rows, found, settings.out)
 

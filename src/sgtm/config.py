@@ -298,7 +298,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Clip the norm of the (masked) gradient; 0 = never."""
     optimizer: str = "adamw_torch"
-    """Any of Trainer's names, or `muon` (for the matrices inside the layers; AdamW for all else)."""
+    """Any of Trainer's names (`adamw_torch` is `adamw_torch_fused` on a GPU), or `muon` (for the matrices inside the
+    layers; AdamW for all else)."""
     update: Literal["gradient", "strict", "per_block"] = "gradient"
     """`gradient` zeroes masked gradients (the paper); `strict` does not move masked parameters at all; `per_block` in
     addition clips and counts each block (joint, retain, each domain) by itself."""

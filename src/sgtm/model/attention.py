@@ -17,13 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
+from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
 
+from sgtm.model.activation import use_activation
+
 _DEFAULT = "sdpa"
 _BLOCK = 64  # queries at a time on a processor, as measured
+_HEAD_MULTIPLE, _WIDEST_HEAD = 8, 256  # features of a head that torch's flash kernels take
 Mask = Tensor | BlockMask | None
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -69,6 +74,8 @@ class GPTNeoAttention(GPTNeoSelfAttention):
         if name == "sdpa" and _pays_in_blocks(query, num_keys):
             parts = self._in_blocks(attend, query, key, value, attention_mask, is_local)
             return torch.cat(list(parts), 1).transpose(1, 2), None
+        if name == "sdpa" and is_local and attention_mask is None and self._can_slide(query, num_keys):
+            return _slide(query, key, value, self.config.window_size), None
         if is_local and not name.startswith("flash"):
             attention_mask = self._windowed(attention_mask, num_queries, num_keys, query.device)
         out, weights = attend(query, key, value, attention_mask)  # (batch, seq, heads, head_dim)
@@ -87,6 +94,12 @@ class GPTNeoAttention(GPTNeoSelfAttention):
             seen = self.bias[:, :, start:stop, first:stop]
             seen = seen if mask is None else _both(mask[..., start:stop, first:stop], seen)
             yield attend(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], seen)[0]
+
+    def _can_slide(self, query: Tensor, num_keys: int) -> bool:
+        """Whether a kernel that skips what is beyond the window computes this: whole sequences in half precision."""
+        half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+        is_dropped = self.training and self.attn_dropout.p > 0
+        return half and query.shape[-2] == num_keys and query.shape[-1] <= _WIDEST_HEAD and not is_dropped
 
     def _windowed(self, mask: Mask, num_queries: int, num_keys: int, device: torch.device) -> Mask:
         """``mask`` of a global layer, and beyond the window nothing; queries are the last positions of the keys."""
@@ -110,6 +123,21 @@ class GPTNeoAttention(GPTNeoSelfAttention):
         return vars(mask)["sgtm_windowed"]  # type: ignore[no-any-return]
 
 
+def _slide(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Causal attention to the last ``window`` positions by a flash kernel, which reads no others; scale 1.
+
+    (batch, heads, seq, head_dim) each -> the same shape.
+    """
+    batch, heads, seq, width = query.shape
+    spare = -width % _HEAD_MULTIPLE
+    if spare:
+        query, key, value = (F.pad(x, (0, spare)) for x in (query, key, value))
+    ends = torch.arange(0, (batch + 1) * seq, seq, dtype=torch.int32, device=query.device)
+    q, k, v = (x.transpose(1, 2).reshape(batch * seq, heads, -1) for x in (query, key, value))
+    out: Any = varlen_attn(q, k, v, ends, ends, seq, seq, scale=1.0, window_size=(window - 1, 0))
+    return out[..., :width].view(batch, seq, heads, width).transpose(1, 2)  # type: ignore[no-any-return]
+
+
 def _both(mask: Tensor, seen: Tensor) -> Tensor:
     """``mask``, of booleans or of numbers that are added, and nothing but what is ``seen``."""
     if mask.dtype == torch.bool:
@@ -128,15 +156,17 @@ GPT_NEO_ATTENTION_CLASSES.update(dict.fromkeys(("sdpa", "flex_attention"), GPTNe
 
 
 def use_attention(model: PreTrainedModel, implementation: str | None = None) -> None:
-    """Compute ``model``'s attention by ``implementation`` from now on.
+    """Compute ``model``'s attention by ``implementation`` from now on, and ``gelu_new`` by one operator.
 
     Args:
         implementation: ``eager``, ``sdpa``, ``flex_attention``, ``flash_attention_2``, or what else transformers knows.
-            None: GPT-Neo's by ``sdpa``; another family's stays as it is.
+            None: GPT-Neo's by ``sdpa``; another family's stays as it is. ``eager`` is the library's own computation
+            bit for bit, the activation function included.
 
     Raises:
         ValueError: an unknown name, or a package or device that it needs is missing.
     """
+    use_activation(model, fused=implementation != "eager")
     is_gpt_neo = any(isinstance(module, GPTNeoSelfAttention) for module in model.modules())
     if implementation is None and (not is_gpt_neo or model.config.output_attentions):
         return

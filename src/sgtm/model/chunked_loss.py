@@ -4,12 +4,14 @@
 
 Logits are made for some tokens at a time, in the precision of the model's own head; their losses, and at once their
 gradients, are taken in fp32 as the library does, and the logits are gone. So of (tokens, vocabulary) no more than
-``_ENTRIES`` entries exist (more on a GPU). torch's own fused operator was measured on CPUs: in bf16 it is wrong, and in
-fp32 slower.
+``_ENTRIES`` entries exist (more on a GPU, where one kernel makes losses and gradients). torch's own fused operator was
+measured on CPUs: in bf16 it is wrong, and in fp32 slower.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,9 +24,11 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from sgtm.model.sharding import has_shards
 
 _ENTRIES = 2**25  # of logits at a time on a CPU: 134 MB in fp32; fewer read a large head's weights too often
-_ENTRIES_ELSEWHERE = 2**27  # half a gigabyte, so that a GPU has enough to do; a guess, not measured there
+_ENTRIES_ELSEWHERE = 2**27  # on an H200 a quarter of them takes a sixth longer, four times as many save a twentieth
 _LARGE = 2**20  # more of them are faster in chunks in fp32, as measured on a CPU
-_LARGE_IN_LOW_PRECISION = 2**26  # in bf16 chunks are slower, so they are for what would not fit otherwise
+_LARGE_IN_LOW_PRECISION = 2**26  # in bf16 chunks are slower there, so they are for what would not fit otherwise
+_LARGE_ELSEWHERE = 2**24
+_ALIGNED = 64  # GPUs multiply matrices of other sizes in half precision several times slower (GPT-2 has 50,257 tokens)
 _IGNORED = -100
 
 
@@ -58,34 +62,31 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, size: int
     ) -> Tensor:
+        fused = _compiled() if hidden.is_cuda and not torch.compiler.is_compiling() else None
+        vocab, spare = len(weight), 0 if fused is None else -len(weight) % _ALIGNED
+        w, b = _longer(weight.to(dtype), spare), None if bias is None else _longer(bias.to(dtype), spare)
         of_hidden, of_weight, of_bias = (
             torch.zeros_like(t, dtype=torch.float32) if t is not None and needed else None
-            for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+            for t, needed in zip((hidden, w, b), ctx.needs_input_grad, strict=False)
         )
-        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), size):
             here = slice(start, start + size)
             h, y = hidden[here].to(dtype), targets[here]
-            told = (y != _IGNORED)[:, None]
-            y = y.clamp_min(0)[:, None]
-            z = F.linear(h, w, b).float()  # (tokens, vocab)
+            z = F.linear(h, w, b)  # (tokens, vocab)
             if of_hidden is None and of_weight is None and of_bias is None:
-                total += ((z.logsumexp(-1, keepdim=True) - z.gather(-1, y)) * told).sum()
+                total += _losses(z[:, :vocab], y)
                 continue
-            highest, where = z.max(-1, keepdim=True)
-            g = z.softmax(-1)
-            log_sum = highest - g.gather(-1, where).log()  # from the one of which there is most: no exponential twice
-            total += ((log_sum - z.gather(-1, y)) * told).sum()
-            g.scatter_add_(-1, y, g.new_full(y.shape, -1.0)).mul_(told)  # softmax - one-hot: the logits' gradient
+            loss, g = _losses_and_gradient(z, y) if fused is None else fused(z, y, vocab)
+            del z
+            total += loss
             if of_bias is not None:
-                of_bias += g.sum(0)
-            g = g.to(dtype)
+                of_bias += g.sum(0, dtype=torch.float32)
             if of_hidden is not None:
                 of_hidden[here] = g @ w
             if of_weight is not None:
                 _add_product(of_weight, g, h)
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        ctx.save_for_backward(of_hidden, *(None if of is None else of[:vocab] for of in (of_weight, of_bias)))
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         return total
 
@@ -98,10 +99,66 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*found, None, None, None)
 
 
+def _longer(t: Tensor, spare: int) -> Tensor:
+    """``t`` and ``spare`` zeros, or rows of zeros, behind it."""
+    return torch.cat((t, t.new_zeros(spare, *t.shape[1:]))) if spare else t
+
+
+def _losses(z: Tensor, y: Tensor) -> Tensor:
+    """The sum of the losses of logits (tokens, vocab) at targets (tokens,); () in fp32."""
+    told, y = y != _IGNORED, y.clamp_min(0)[:, None]
+    z = z.float()
+    return ((z.logsumexp(-1, keepdim=True) - z.gather(-1, y)) * told[:, None]).sum()
+
+
+def _losses_and_gradient(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """``_losses``, and its gradient with respect to ``z``: softmax - one-hot, of the shape and type of ``z``."""
+    dtype, told, y = z.dtype, (y != _IGNORED)[:, None], y.clamp_min(0)[:, None]
+    z = z.float()
+    highest, where = z.max(-1, keepdim=True)
+    g = z.softmax(-1)
+    log_sum = highest - g.gather(-1, where).log()  # from the one of which there is most: no exponential twice
+    loss = ((log_sum - z.gather(-1, y)) * told).sum()
+    return loss, g.scatter_add_(-1, y, g.new_full(y.shape, -1.0)).mul_(told).to(dtype)
+
+
+def _fused(z: Tensor, y: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    """As ``_losses_and_gradient`` of the first ``vocab`` logits, zeros behind them; for a compiler, as one kernel."""
+    told, y, columns = (y != _IGNORED)[:, None], y.clamp_min(0)[:, None], torch.arange(z.shape[-1], device=z.device)
+    x = torch.where(columns < vocab, z.float(), -torch.inf)
+    log_sum = x.logsumexp(-1, keepdim=True)
+    loss = ((log_sum - x.gather(-1, y)) * told).sum()
+    return loss, (((x - log_sum).exp() - (columns == y).float()) * told).to(z.dtype)
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+    """``_fused`` as a GPU's kernel for any number of tokens; None where torch cannot compile (no Triton, say)."""
+    compiled = torch.compile(_fused)
+
+    def fused(z: Tensor, y: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        for t in (z, y):
+            torch._dynamo.maybe_mark_dynamic(t, 0)
+        return compiled(z, y, vocab)  # type: ignore[no-any-return]
+
+    try:
+        fused(torch.zeros(2, 8, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda"), 8)
+    except Exception as error:
+        warnings.warn(
+            "the loss is computed by torch's own operators, which is slower than one kernel: torch.compile failed with "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            stacklevel=2,
+        )
+        return None
+    return fused
+
+
 def _add_product(total: Tensor, g: Tensor, h: Tensor) -> None:
     """total += g^T h, summed in fp32."""
     if g.dtype == total.dtype:
         total.addmm_(g.T, h)
+    elif g.is_cuda:
+        torch.addmm(total, g.T, h, out_dtype=total.dtype, out=total)  # type: ignore[call-overload]
     else:
         total += g.T @ h
 
@@ -193,4 +250,6 @@ def is_large(batch: dict[str, Any], model: PreTrainedModel, low_precision: bool 
     if "labels" not in batch or "shift_labels" in batch:
         return False
     head: Any = model.get_output_embeddings()
-    return bool(batch["labels"].numel() * len(head.weight) > (_LARGE_IN_LOW_PRECISION if low_precision else _LARGE))
+    on_cpu = head.weight.device.type == "cpu"
+    least = (_LARGE_IN_LOW_PRECISION if low_precision else _LARGE) if on_cpu else _LARGE_ELSEWHERE
+    return bool(batch["labels"].numel() * len(head.weight) > least)

@@ -461,7 +461,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "adam_beta1": t.beta1,
         "adam_beta2": t.beta2,
         "max_grad_norm": t.max_grad_norm,
-        "optim": "adamw_torch" if t.optimizer == "muon" else t.optimizer,
+        "optim": _name_of(t.optimizer),
         "bf16": t.precision == "bf16",
         "use_cpu": not torch.accelerator.is_available(),
         _CHECKPOINTING: t.gradient_checkpointing,
@@ -486,6 +486,13 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         raise ConfigError(f"train: transformers.TrainingArguments refuses this: {error}") from error
     _check_loggers(arguments.report_to)
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
+
+
+def _name_of(optimizer: str) -> str:
+    """Trainer's name for it; Muon has none, and is given to it made. A GPU has a kernel for the whole of AdamW."""
+    if optimizer not in ("muon", "adamw_torch"):
+        return optimizer
+    return "adamw_torch_fused" if torch.cuda.is_available() and optimizer != "muon" else "adamw_torch"
 
 
 def _check_loggers(report_to: str | list[str] | None) -> None:

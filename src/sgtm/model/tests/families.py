@@ -4,6 +4,7 @@ Nothing here looks at ``sgtm``: the laws compare the package with these tables.
 """
 
 import copy
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 RETAIN, FORGET, JOINT = 0, 1, 2
+DEVICE = os.environ.get("SGTM_TEST_DEVICE", "cpu")  # what the laws are tried on
 Joint = tuple[str, ...]
 FROZEN: Joint = ("embeddings", "norms")
 
@@ -91,7 +93,7 @@ class Family:
 
     def owners(self, model: nn.Module) -> dict[str, Tensor]:
         """RETAIN, FORGET or JOINT for each element of each parameter."""
-        owners = {name: torch.full(p.shape, JOINT) for name, p in model.named_parameters()}
+        owners = {name: torch.full(p.shape, JOINT, device=p.device) for name, p in model.named_parameters()}
         for site, name, forget in self._projections():
             weight, bias = owners[f"{name}.weight"], owners.get(f"{name}.bias")
             for owner in (weight,) if bias is None else (weight, bias):
@@ -180,13 +182,13 @@ def _random_model(family: Family, dtype: torch.dtype) -> nn.Module:
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.normal_(0.0, 0.4, generator=generator).add_(0.5 if "norm" in name or "ln_" in name else 0.1)
-    return model.to(dtype)
+    return model.to(DEVICE, dtype)
 
 
 def tokens(seed: int = 0, rows: int = 3) -> dict[str, Tensor]:
     """A batch (rows, 8) with its labels."""
     ids = torch.randint(2, 24, (rows, 8), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "labels": ids}
+    return {"input_ids": ids.to(DEVICE), "labels": ids.to(DEVICE)}
 
 
 def logits(model: nn.Module, seed: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from sgtm.config import MODES, Mode
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
-from sgtm.model.tests.families import FORGET, JOINT, RETAIN, Case, Family, gradients, logits, tokens
+from sgtm.model.tests.families import DEVICE, FORGET, JOINT, RETAIN, Case, Family, gradients, logits, tokens
 
 Gradients = dict[str, Tensor]
 OWNERS = {"retain": RETAIN, "forget": FORGET, "joint": JOINT}
@@ -65,7 +65,7 @@ def test_default_mode_is_the_untouched_model(case: Case) -> None:
 
 def test_partition_owns_every_element_once(family: Family) -> None:
     partition = Partition.of(family.model(), **family.units)
-    painted = {name: torch.full(p.shape, -1) for name, p in partition.model.named_parameters()}
+    painted = {name: torch.full(p.shape, -1, device=p.device) for name, p in partition.model.named_parameters()}
     for owner, slices in ((RETAIN, partition.retain), (FORGET, partition.forget)):
         for s in slices:
             assert (s.of(painted[s.name]) == -1).all(), s
@@ -90,7 +90,7 @@ def test_blocks_tile_every_parameter_once(case: Case) -> None:
     model = sgtm.partition.model
     may_change = {mode: case.may_change(model, mode) for mode in MODES}
     owners = case.family.owners(model)
-    tiles = {name: torch.zeros(p.shape, dtype=torch.int) for name, p in model.named_parameters()}
+    tiles = {name: torch.zeros(p.shape, dtype=torch.int, device=p.device) for name, p in model.named_parameters()}
     for block in sgtm.blocks():
         part = block.slice.of if block.slice else lambda tensor: tensor
         part(tiles[block.name]).add_(1)
@@ -221,7 +221,7 @@ def test_ablation_is_idempotent(ablated: Partition) -> None:
 
 def test_ablation_survives_save_and_load(family: Family, ablated: Partition, tmp_path: Path) -> None:
     ablated.model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager").eval().to(DEVICE)
     assert_equal(dict(loaded.named_parameters()), dict(ablated.model.named_parameters()))
     torch.testing.assert_close(logits(loaded), logits(ablated.model))  # sums may go by how weights lie in memory
     assert not any(s.of(s.param).any() for s in Partition.of(loaded, **family.units).forget)
