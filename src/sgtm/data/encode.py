@@ -18,63 +18,123 @@ from tokenizers import Tokenizer
 
 Ids = NDArray[np.int32]
 _KNOWN_WORDS = 400_000  # words that each process remembers: about 100 MB
+_SPACE = "Ġ"  # what a byte-level BPE writes for a space
 _WORDS = 1000  # new words that are tokenised as one text
-# Where a space follows white space, or ends the text, it is no beginning of a word.
-_RUN_OF_SPACES = re.compile(r"\s | \Z")
+_PARAGRAPH = "\n\n"
+# Where white space follows white space in another way than between paragraphs, a text is not cut.
+_RUN_OF_SPACES = re.compile(rf"\s |\s{_PARAGRAPH}| \n| \Z")
+_RUNS = ("  ", " \n", "\n ", f"\n{_PARAGRAPH}")  # the same, of these two alone
+_OTHER_SPACES = "\t\r\v\f\x1c\x1d\x1e\x1f"  # in ASCII
+_PUNCTUATION = ".,;:!?)"  # one of them behind a letter or digit, and in front of a space, is a part of its own
 
 
 class Encoder:
     """Token ids of texts, without special tokens: what ``tokenizer.encode_batch`` gives, in less time.
 
-    A byte-level BPE of GPT-2's kind cuts every text in front of a space that begins a word, and the tokens of a text
-    are those of its parts. So a word, with the space before it and the punctuation behind it, is tokenised once and
-    then looked up. Words that are new, texts with runs of spaces and texts for any other tokenizer go to
-    ``encode_batch_fast``, on all cores. The ids do not depend on which texts came before.
+    A byte-level BPE of GPT-2's kind cuts every text in front of a space that begins a word, and between paragraphs, and
+    the tokens of a text are those of its parts. So a word with the space before it, or with the end of a paragraph, is
+    tokenised once and then looked up; behind it punctuation is looked up by itself. Words that are new, texts with
+    other runs of white space and texts for any other tokenizer go to ``encode_batch_fast``, on all cores. The ids do
+    not depend on which texts came before.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.known: dict[str, bytes] | None = {} if words_stand_alone(tokenizer) else None
+        self.is_cut = words_stand_alone(tokenizer)
+        self.known: dict[str, dict[str, bytes]] = {_SPACE: {}, "": {}}  # what is before a word -> word -> its ids
         vocabulary = tokenizer.get_vocab()
-        self.begins_word = np.zeros(max(vocabulary.values(), default=0) + 1, bool)
-        self.begins_word[[i for token, i in vocabulary.items() if token.startswith("Ġ")]] = True  # Ġ: a space's byte
+        size = max(vocabulary.values(), default=0) + 1
+        self.begins_word = np.zeros(size, bool)
+        self.begins_word[[i for token, i in vocabulary.items() if token.startswith(_SPACE)]] = True
+        self.raw = [np.int32(i).tobytes() for i in range(size)]
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        self.is_direct = not any(content.isalnum() for content in added)  # such a one could be a part of a word
+        self.no_firsts = {"", *(content[0] for content in added)}  # in front of one a paragraph ends in another way
+        ends = [end for end in _PUNCTUATION if end not in "".join(added)]
+        self.ends = dict(zip(ends, self._raw(ends), strict=True))
+        self.paragraph = b"".join(self._raw(["\n"])) * len(_PARAGRAPH)
 
     def __call__(self, texts: list[str]) -> list[Ids]:
         """One array of ids for each text."""
-        if self.known is None:
+        if not self.is_cut:
             return self._whole(texts)
-        known = self.known
-        is_whole = [bool(_RUN_OF_SPACES.search(text)) for text in texts]
-        whole = self._whole([text for text, alone in zip(texts, is_whole, strict=True) if alone])
-        cut = [text.split(" ") for text, alone in zip(texts, is_whole, strict=True) if not alone]
-        new = self._learn([words[1:] for words in cut])
-        starts = self._whole([words[0] for words in cut])  # no space before it
-        looked_up = (b"".join(map(known.__getitem__, words[1:])) for words in cut)
-        joined = [
-            np.concatenate([start, np.frombuffer(rest, np.int32)])
-            for start, rest in zip(starts, looked_up, strict=True)
-        ]
-        if len(known) > _KNOWN_WORDS:  # the first, and so the frequent, ones stay
-            for word in new:
-                del known[word]
-        of_whole, of_cut = iter(whole), iter(joined)
+        is_whole = [_has_runs_of_spaces(text) for text in texts]
+        of_whole = iter(self._whole([text for text, alone in zip(texts, is_whole, strict=True) if alone]))
+        of_cut = iter(self._cut([text for text, alone in zip(texts, is_whole, strict=True) if not alone]))
         return [next(of_whole if alone else of_cut) for alone in is_whole]
 
     def _whole(self, texts: list[str]) -> list[Ids]:
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def _learn(self, words: list[list[str]]) -> list[str]:
-        """Tokenise the words that are not known yet, many as one text: each begins at the token with its space."""
-        assert self.known is not None
-        new = list(set(chain.from_iterable(words)).difference(self.known))
-        groups = [new[i : i + _WORDS] for i in range(0, len(new), _WORDS)]
-        texts = [f" {' '.join(group)}" for group in groups]
-        for group, ids in zip(groups, self._whole(texts), strict=True):
+    def _raw(self, texts: list[str]) -> list[bytes]:
+        return [ids.tobytes() for ids in self._whole(texts)]
+
+    def _cut(self, texts: list[str]) -> list[Ids]:
+        """Of texts that are no more than their words."""
+        cut = [text.replace(_PARAGRAPH, f" {_PARAGRAPH}").split(" ") for text in texts]
+        firsts = self._found([words.pop(0) for words in cut], "")
+        raw = self._found(list(chain.from_iterable(cut)), _SPACE)
+        stops = np.cumsum([len(words) for words in cut]).tolist()
+        rests = (raw[start:stop] for start, stop in zip([0, *stops], stops, strict=False))
+        return [np.frombuffer(b"".join((first, *rest)), np.int32) for first, rest in zip(firsts, rests, strict=True)]
+
+    def _found(self, words: list[str], before: str) -> list[bytes]:
+        """The ids of each word with ``before`` in front of it, looked up or new."""
+        found = list(map(self.known[before].get, words))
+        missing = [i for i, ids in enumerate(found) if ids is None]
+        learnt = self._learn({words[i] for i in missing}, before)
+        for i in missing:
+            found[i] = learnt[words[i]]
+        return found  # type: ignore[return-value]
+
+    def _learn(self, words: set[str], before: str) -> dict[str, bytes]:
+        """The ids of new words. As many as there is room for are remembered, without what begins or ends them."""
+        known, learnt = self.known[before], {}
+        size = len(_PARAGRAPH)
+        begun = [w for w in words if w.startswith(_PARAGRAPH) and w[size : size + 1].strip() not in self.no_firsts]
+        if begun and before:
+            firsts = self._found([word[size:] for word in begun], "")
+            learnt = {word: self.paragraph + first for word, first in zip(begun, firsts, strict=True)}
+            words = words.difference(begun)
+        ended = {word: word[:-1] for word in words if word[-1:] in self.ends and word[-2:-1].isalnum()}
+        new = words.difference(ended).union(ended.values()).difference(known)
+        bare = self._tokenise(list(new), before)
+        if len(known) + len(bare) <= _KNOWN_WORDS:  # the first, and so the frequent, ones
+            known.update(bare)
+        of_end = self.ends
+        learnt |= bare
+        learnt |= {word: (known.get(own) or bare[own]) + of_end[word[-1]] for word, own in ended.items()}
+        return learnt
+
+    def _tokenise(self, words: list[str], before: str) -> dict[str, bytes]:
+        """Words of one part, which the model can be given at once, and others by way of all that comes before it."""
+        model, raw = self.tokenizer.model, self.raw
+        is_one = [self.is_direct and word.isascii() and (word.isalpha() or word.isdigit()) for word in words]
+        learnt = {
+            word: b"".join([raw[token.id] for token in model.tokenize(before + word)])
+            for word, one in zip(words, is_one, strict=True)
+            if one
+        }
+        others = [word for word, one in zip(words, is_one, strict=True) if not one]
+        if not before:
+            return learnt | dict(zip(others, self._raw(others), strict=True))
+        apart = [word for word in others if word.startswith(_PARAGRAPH)]  # without a space before it after all
+        learnt |= zip(apart, self._raw(apart), strict=True)
+        others = [word for word in others if word not in learnt]
+        # Many as one text: each begins at the token with its space.
+        groups = [others[i : i + _WORDS] for i in range(0, len(others), _WORDS)]
+        for group, ids in zip(groups, self._whole([f" {' '.join(group)}" for group in groups]), strict=True):
             starts = (np.flatnonzero(self.begins_word[ids]) * ids.itemsize).tolist()
-            ends, raw = [*starts[1:], ids.nbytes], ids.tobytes()
-            self.known.update(zip(group, map(raw.__getitem__, map(slice, starts, ends)), strict=True))
-        return new
+            ends, together = [*starts[1:], ids.nbytes], ids.tobytes()
+            learnt.update(zip(group, map(together.__getitem__, map(slice, starts, ends)), strict=True))
+        return learnt
+
+
+def _has_runs_of_spaces(text: str) -> bool:
+    if text.isascii() and not any(space in text for space in _OTHER_SPACES):  # several times faster
+        return any(run in text for run in _RUNS) or text.endswith(" ")
+    return bool(_RUN_OF_SPACES.search(text))
 
 
 class Encoders:

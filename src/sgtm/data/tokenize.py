@@ -443,6 +443,7 @@ class _Writing:
 
     def _add(self, batch: list[tuple[str, Document]], encodings: Iterable[_Encoding]) -> None:
         of_tokens, number = self.labelled == "tokens", sum(self.documents.values())
+        end = np.int32(self.tokenizer.eos_token_id)
         rows: dict[tuple[str, _Kind], list[_Encoded]] = {}
         for (split, document), (ids, offsets) in zip(batch, encodings, strict=True):
             if reason := _reason_to_reject(split, document):
@@ -450,7 +451,7 @@ class _Writing:
                 continue
             kind = _Kind(document.category, document.topic)
             labels = token_labels(document, offsets, self.names) if of_tokens else []
-            ended = np.append(ids, np.int32(self.tokenizer.eos_token_id))
+            ended = np.append(ids, end)
             rows.setdefault((split, kind), []).append(_Encoded(number, ended, document.label, labels))
             self.documents[split, kind] += 1
             number += 1

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from sgtm.model.positions import computing, constants_of
 from sgtm.model.sharding import has_shards
 
 _ENTRIES = 2**25  # of logits at a time on a CPU: 134 MB in fp32; fewer read a large head's weights too often
@@ -33,7 +34,12 @@ _IGNORED = -100
 
 
 def chunked_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, entries: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    entries: int | None = None,
+    constant: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The sum of token losses of softmax(hidden weight^T + bias), in nats; () in fp32.
 
@@ -42,12 +48,14 @@ def chunked_loss(
         weight, bias: (vocab, hidden) and (vocab,), of the head.
         targets: (tokens,); -100 where nothing is to be predicted.
         entries: of logits that exist at a time, about; by default what suits the device.
+        constant: (tokens,) each, the tokens that give ``weight`` or ``bias`` no gradient.
     """
     entries = entries or entries_at_a_time(hidden.device)
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    return _ChunkedLoss.apply(hidden, weight, bias, targets, dtype, max(1, entries // len(weight)))  # type: ignore[no-any-return]
+    wheres = [(constant or {}).get(name) for name in ("weight", "bias")]
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, dtype, max(1, entries // len(weight)), *wheres)  # type: ignore[no-any-return]
 
 
 def entries_at_a_time(device: torch.device) -> int:
@@ -60,7 +68,15 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, size: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        size: int,
+        spares_weight: Tensor | None,
+        spares_bias: Tensor | None,
     ) -> Tensor:
         fused = _compiled() if hidden.is_cuda and not torch.compiler.is_compiling() else None
         vocab, spare = len(weight), 0 if fused is None else -len(weight) % _ALIGNED
@@ -81,11 +97,11 @@ class _ChunkedLoss(torch.autograd.Function):
             del z
             total += loss
             if of_bias is not None:
-                of_bias += g.sum(0, dtype=torch.float32)
+                of_bias += _without(spares_bias, here, g).sum(0, dtype=torch.float32)
             if of_hidden is not None:
                 of_hidden[here] = g @ w
             if of_weight is not None:
-                _add_product(of_weight, g, h)
+                _add_product(of_weight, g, _without(spares_weight, here, h))
         ctx.save_for_backward(of_hidden, *(None if of is None else of[:vocab] for of in (of_weight, of_bias)))
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         return total
@@ -96,7 +112,12 @@ class _ChunkedLoss(torch.autograd.Function):
             None if saved is None else (saved * gradient).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)  # type: ignore[attr-defined]
         ]
-        return (*found, None, None, None)
+        return (*found, *[None] * 5)
+
+
+def _without(spared: Tensor | None, here: slice, x: Tensor) -> Tensor:
+    """``x`` (tokens, ...), those of ``here``, with zeros for the ``spared`` of all tokens."""
+    return x if spared is None else x.masked_fill(spared[here, None], 0.0)
 
 
 def _longer(t: Tensor, spare: int) -> Tensor:
@@ -212,24 +233,25 @@ def _tried(model: PreTrainedModel) -> Iterator[Tensor]:
 @contextmanager
 def headless(model: PreTrainedModel) -> Iterator[None]:
     """What ``model`` returns as logits is what its head would read: (batch, seq, hidden)."""
-    head: Any = model.get_output_embeddings()
-    head.forward = _identity
-    try:
+    with computing(model.get_output_embeddings(), _identity):
         yield
-    finally:
-        del head.forward
 
 
 @contextmanager
 def chunked(model: PreTrainedModel) -> Iterator[None]:
-    """``model(labels=...)`` computes its loss in chunks; what it returns as logits is what its head would read."""
+    """``model(labels=...)`` computes its loss in chunks; what it returns as logits is what its head would read.
+
+    In a batch with a mode for each position the head's weights learn from those that may change them.
+    """
     head: Any = model.get_output_embeddings()
+    by_position = constants_of(head)
 
     def loss(
         logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
     ) -> Tensor:
-        targets = labels[:, 1:].flatten()
-        total = chunked_loss(logits[:, :-1].flatten(0, 1), head.weight, head.bias, targets)
+        hidden, targets = logits[:, :-1], labels[:, 1:].flatten()
+        constant = {name: w.expand(labels.shape)[:, :-1].flatten() for name, w in by_position.items()}
+        total = chunked_loss(hidden.flatten(0, 1), head.weight, head.bias, targets, constant=constant)
         count = (targets != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 

@@ -85,7 +85,7 @@ def train_apart(frozen: Sequence[Frozen], spared: Spared) -> Iterator[None]:
     before = [_gradients(one) for one in frozen]
     with ExitStack() as stack:
         for one in frozen:
-            stack.enter_context(_forward(one.module, _noted(called, id(one.module), _apart(one, spared))))
+            stack.enter_context(computing(one.module, _noted(called, one, spared)))
         yield
     for one, earlier in zip(frozen, before, strict=True):
         if id(one.module) not in called and _gradients(one) != earlier:
@@ -96,12 +96,29 @@ def train_apart(frozen: Sequence[Frozen], spared: Spared) -> Iterator[None]:
             )
 
 
-def _noted(called: set[int], name: int, forward: Forward) -> Forward:
+def _noted(called: set[int], frozen: Frozen, spared: Spared) -> Forward:
+    """The module's forward of the meantime; ``called`` is told that it, or what stands in for it, was asked."""
+    forward, name = _apart(frozen, spared), id(frozen.module)
+
     def noted(*args: Any, **kwargs: Any) -> Any:
         called.add(name)
         return forward(*args, **kwargs)
 
+    def constants() -> dict[str, Tensor]:
+        called.add(name)
+        found = {name: spared(parts[0].domain) for name, parts in frozen.parts.items()}
+        return {name: where for name, where in found.items() if where is not None}
+
+    if all(len(parts) == 1 and parts[0].domain is None for parts in frozen.parts.values()):
+        noted.constants = constants  # type: ignore[attr-defined]
     return noted
+
+
+def constants_of(module: nn.Module) -> dict[str, Tensor]:
+    """For code that computes ``module`` by itself: by name, the positions (batch, 1 or seq) at which its parameters
+    are constants just now. It has to honour them; nobody else will."""
+    constants = getattr(vars(module).get("forward"), "constants", dict)
+    return constants()  # type: ignore[no-any-return]
 
 
 def _gradients(frozen: Frozen) -> list[tuple[int, int] | None]:
@@ -111,7 +128,7 @@ def _gradients(frozen: Frozen) -> list[tuple[int, int] | None]:
 
 
 @contextmanager
-def _forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+def computing(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Meanwhile ``module`` computes ``forward``."""
     own = vars(module).get("forward")
     module.forward = forward

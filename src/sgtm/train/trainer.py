@@ -241,6 +241,7 @@ class SGTMTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         mode = _codes(inputs.pop("mode", None))
+        self._find_out(inputs)
         if self.accelerator.sync_gradients and num_items_in_batch is not None:
             self.meter.count_tokens(num_items_in_batch)  # of the whole optimizer step, on all processes: counted once
         if self.sgtm is None:
@@ -285,18 +286,20 @@ class SGTMTrainer(Trainer):
     def _in_chunks(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
         """Meanwhile the model's loss makes no more than some logits at a time, where it can and where that is faster.
 
-        Modes by position need the head as a module, compiled graphs and shards must not change under way, and whoever
-        brings a loss wants the logits.
+        Compiled graphs and shards must not change under way, and whoever brings a loss wants the logits.
         """
         model: Any = self.accelerator.unwrap_model(self.model)
-        by_position = self.sgtm is not None and isinstance(self.sgtm.mode, Tensor)
-        low = self.args.bf16 or self.args.fp16
         wanted = model.training and self.compute_loss_func is None and self.label_smoother is None
-        if by_position or not wanted or not isinstance(model, PreTrainedModel) or not is_large(inputs, model, low):
-            return nullcontext()
-        if self._can_chunk is None:
+        return chunked(model) if wanted and self._can_chunk and self._is_large(model, inputs) else nullcontext()
+
+    def _is_large(self, model: Any, inputs: dict[str, Any]) -> bool:
+        return isinstance(model, PreTrainedModel) and is_large(inputs, model, self.args.bf16 or self.args.fp16)
+
+    def _find_out(self, inputs: dict[str, Any]) -> None:
+        """At the first large batch, and in no mode: whether the model's loss can be made in chunks."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if self._can_chunk is None and self._is_large(model, inputs):
             self._can_chunk = not (self.args.torch_compile or self.is_fsdp_enabled) and can_chunk(model)
-        return chunked(model) if self._can_chunk else nullcontext()
 
     def _is_drawn(self, share: float, stream: int) -> bool:
         """Whether this step is one of a ``share`` of all, by seed and step alone."""

@@ -62,6 +62,22 @@ def test_what_a_gpu_compiles_computes_the_same(spare):
     assert loss == module._losses(z, targets)
 
 
+@pytest.mark.parametrize("entries", [50 * 7, 10**6])
+def test_some_tokens_give_weight_or_bias_no_gradient(entries):
+    generator = torch.Generator().manual_seed(1)
+    where = {name: torch.rand(37, generator=generator) < 0.5 for name in ("weight", "bias")}
+    (hidden, weight, b), targets = inputs()
+    w = torch.where(where["weight"][:, None, None], weight.detach(), weight)  # (tokens, vocab, hidden)
+    c = torch.where(where["bias"][:, None], b.detach(), b)
+    z = (w @ hidden[:, :, None]).squeeze(-1) + c
+    whole = F.cross_entropy(z, targets, ignore_index=-100, reduction="sum")
+    expected = torch.autograd.grad(whole, [hidden, weight, b])
+    (hidden, weight, b), targets = inputs(torch.float32)
+    found = torch.autograd.grad(chunked_loss(hidden, weight, b, targets, entries, constant=where), [hidden, weight, b])
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5)
+
+
 def test_no_more_logits_exist_than_asked(monkeypatch):
     (hidden, weight, b), targets = inputs(torch.float32)
     sizes, linear = [], F.linear

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sgtm.model.chunked_loss import chunked
 from sgtm.model.masking import SGTM
 from sgtm.model.strategies import STRATEGIES
 from sgtm.model.tests.families import gradients, logits, tokens
@@ -474,8 +475,25 @@ def test_strategies_are_the_ones_here() -> None:
     assert set(STRATEGIES) == set(FROZEN)
 
 
+@pytest.mark.parametrize("by", ["examples", "positions"])
+def test_a_loss_in_chunks_masks_the_head(case: Case, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tied or not; its gradients are fp32's."""
+    monkeypatch.setattr("sgtm.model.chunked_loss._ENTRIES", 5 * 24)
+    tiny, strategy, joint = case
+    mode = torch.tensor([2, 1, 0]) if by == "examples" else positions()
+    expected = alone(case, mode, tokens())
+    sgtm = prepare(tiny, strategy, joint)
+    model = sgtm.partition.model
+    shapes, linear = [], nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda *args: shapes.append(len(args[0])) or linear(*args))
+    with sgtm.batch(mode), chunked(model):
+        model(**tokens()).loss.backward()
+    assert shapes.count(5) == 4, "21 tokens predict, 5 at a time"
+    assert_close(gradients(model), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_that_are_read_past_their_module_are_found() -> None:
-    """As a chunked loss does with the head's."""
+    """As code does that knows nothing of modes (Liger's loss, say)."""
     tiny = TINY["llama"]
     sgtm = prepare(tiny, joint=all_joint(tiny))
     model, batch, modes = sgtm.partition.model, tokens(), torch.tensor([2, 1, 0])

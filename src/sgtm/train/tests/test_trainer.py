@@ -264,6 +264,20 @@ def test_large_losses_are_made_in_chunks(make_trainer, rows, strategy, monkeypat
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_large_losses_of_positions_are_made_in_chunks(make_trainer, rows, monkeypatch):
+    examples = [dict(row) | {"mode": np.arange(len(row["input_ids"])) % 3} for row in rows.select(np.arange(64))]
+    settings = {"train_dataset": examples, "max_steps": 1, "max_grad_norm": 0.0}
+    expected = first_gradients(make_trainer(**settings))
+    monkeypatch.setattr(chunked_loss, "_LARGE", 0)
+    monkeypatch.setattr(chunked_loss, "_ENTRIES", 300 * 7)
+    sizes, own = [], chunked_loss.chunked_loss
+    monkeypatch.setattr(chunked_loss, "chunked_loss", lambda h, *a, **k: sizes.append(len(h)) or own(h, *a, **k))
+    got = first_gradients(make_trainer(**settings))
+    assert max(sizes) > 7
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("mixing", ["example", "step"])
 def test_forget_rows_never_move_retain_weights_when_strict(make_trainer, rows, mixing):
     """All rows labelled forget: nothing but forget units (and unmasked joint parameters) may change."""
