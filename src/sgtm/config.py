@@ -314,6 +314,9 @@ class TrainConfig:
     core_robustness: float | None = None
     """Share of the steps in which what is unlabeled is trained as retain, without the forget units (GRAM); by default
     0.5 for the method gram, 0 for others."""
+    one_pass: bool = False
+    """Train examples of several modes in one pass instead of a pass for each mode; the same gradients. For a GPU that
+    such small passes leave idle; on a CPU it is a little slower."""
     mixing: Literal["example", "step", "step_draw"] = "example"
     """`example` mixes modes within every step; `step` gives each step one mode; `step_draw` gives each step one
     category and draws its label for the whole step (the paper's code)."""

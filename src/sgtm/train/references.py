@@ -41,6 +41,7 @@ _NO_MATTER = {  # for what an ordinary model learns, or matched by the tokens th
         "log_every",
         "save_every",
         "gradient_checkpointing",
+        "one_pass",
         "peak_tflops",
     ),
     "evaluate": ("every", "batch_size"),

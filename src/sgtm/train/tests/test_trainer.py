@@ -55,17 +55,22 @@ def reference_gradients(rows, indices, strategy):
     return {n: g / tokens for n, g in total.items()}
 
 
+@pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("micro", "accumulate"), [(8, 1), (4, 2), (2, 4)])
-def test_mixed_batches_give_the_sum_of_their_examples(make_trainer, rows, strategy, micro, accumulate):
+def test_mixed_batches_give_the_sum_of_their_examples(make_trainer, rows, strategy, micro, accumulate, one_pass):
     trainer = make_trainer(
         strategy,
+        trainer_one_pass=one_pass,
         max_steps=1,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulate,
         max_grad_norm=0.0,
     )
+    passes, compute_loss = [], trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: passes.append(1) or compute_loss(*args, **kwargs)
     got = first_gradients(trainer)
+    assert len(passes) == accumulate if one_pass else len(passes) > accumulate
     indices = list(ModeSampler(rows.modes, 8, seed=trainer.args.seed))[:8]
     assert len({int(rows.modes[i]) for i in indices}) == 3, "the test needs all modes in one step"
     for name, expected in reference_gradients(rows, indices, strategy).items():
