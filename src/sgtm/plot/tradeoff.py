@@ -82,15 +82,24 @@ def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[
 
 
 def _label(axes: Any, names: list[str], ends: list[tuple[float, float]]) -> None:
-    """Names beside the points, one for runs that differ by their seed; pushed up where another stands there."""
+    """A name for the runs that differ by their seed, which lines join to their mean; it stands beside them, where no
+    other name and no other run's point does."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for name, end in zip(names, ends, strict=True):
         groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(end)
     width, height = (max(column) - min(column) or 1.0 for column in zip(*ends, strict=True))
     taken: list[tuple[float, float]] = []
     for name, points in sorted(groups.items(), key=lambda group: fmean(y for _, y in group[1])):
-        x, y = max(x for x, _ in points), fmean(y for _, y in points)
-        while any(abs(x - a) < _WIDE * width and abs(y - b) < _HIGH * height for a, b in taken):
+        middle = fmean(x for x, _ in points), fmean(y for _, y in points)
+        x, y = max(x for x, _ in points), middle[1]
+        others = [end for end in ends if end not in points]
+        while any(abs(x - a) < _WIDE * width and abs(y - b) < _HIGH * height for a, b in taken) or any(
+            0 < a - x < _WIDE * width and abs(y - b) < 0.8 * _HIGH * height for a, b in others
+        ):
             y += 0.01 * height
         taken.append((x, y))
+        for point in points if len(points) > 1 else ():
+            axes.plot(*zip(middle, point, strict=True), color="#6b6b6b", linewidth=0.7, zorder=1)
+        if y > middle[1]:
+            axes.plot(*zip(middle, (x, y), strict=True), color="#9a9a9a", linewidth=0.6, zorder=1)
         axes.annotate(name, (x, y), (11, 0), textcoords="offset points", fontsize=10, va="center")

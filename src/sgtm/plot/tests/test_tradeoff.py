@@ -146,12 +146,19 @@ def test_plotting_needs_no_torch():
 
 
 def test_seeds_share_a_name_and_names_stand_apart():
-    """By an axes that notes where names go."""
-    told = {}
-    axes = SimpleNamespace(annotate=lambda name, place, *rest, **style: told.update({name: place}))
-    names = ["a-seed0", "a-seed1", "b", "c-seed0"]
-    _label(axes, names, [(0.0, 1.0), (0.2, 3.0), (0.21, 2.0), (9.0, 2.0)])
-    assert told.keys() == {"a", "b", "c"}
-    assert told["a"] == (0.2, 2.0)
-    assert told["b"][1] >= 2.1, "it stands where a is"
-    assert told["c"] == (9.0, 2.0), "nothing is near"
+    """By an axes that notes where names and lines go."""
+    told, lines = {}, []
+    axes = SimpleNamespace(
+        annotate=lambda name, place, *rest, **style: told.update({name: place}),
+        plot=lambda xs, ys, **style: lines.append((xs, ys)),
+    )
+    names = ["a-seed0", "a-seed1", "b", "c-seed0", "d"]
+    _label(axes, names, [(0.0, 1.0), (0.2, 3.0), (0.21, 2.0), (9.0, 2.0), (8.5, 1.96)])
+    assert told.keys() == {"a", "b", "c", "d"}
+    assert told["d"][1] > 2.05, "c's point would stand in it"
+    assert told["c"][1] >= told["d"][1] + 0.1, "d's name is there now"
+    assert told["a"][0] == 0.2, "beside the point that is furthest to the right"
+    assert abs(told["a"][1] - told["b"][1]) >= 0.1, "names stand apart"
+    of_seeds = [((0.1, x), (2.0, y)) for x, y in ((0.0, 1.0), (0.2, 3.0))]
+    assert [line for line in lines if line in of_seeds] == of_seeds, "seeds are joined to their mean"
+    assert ((8.5, 8.5), (1.96, told["d"][1])) in lines, "a name that was moved is, to its point"
