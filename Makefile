@@ -1,6 +1,6 @@
 # make demo and make test are all that a newcomer needs; both set up .venv first.
 # SGTM_PYTHON=/path/to/python uses an environment that you have, as it is.
-.PHONY: setup demo test test-all check bench docs clean
+.PHONY: setup demo test test-all test-gpu check bench docs clean
 
 VENV := .venv
 # Pinned: where a CPU build is on offer, an unpinned torch would pull gigabytes of CUDA instead.
@@ -35,6 +35,11 @@ test: setup
 
 test-all: setup
 	$(PY) -m pytest -q -n auto src
+
+# On a machine with a GPU: what only one computes, and the laws on it.
+test-gpu: setup
+	$(PY) -m pytest -q -n 8 src/sgtm/model/tests/test_cuda.py src/sgtm/train/tests/test_cuda.py
+	SGTM_TEST_DEVICE=cuda $(PY) -m pytest -q -n auto src/sgtm/model/tests/test_laws.py
 
 check: setup
 	$(PY) -m ruff check .
