@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [--models small] [--rounds 15] [--only strict]
     python benchmarks/step.py --models 8M 34M --batch 8 --context 512 --rounds 20
-    python benchmarks/step.py --models 64M llama-64M --precision bf16 --batch 64 --context 512 --memory     # a GPU
+    python benchmarks/step.py --models 64M llama-64M --precision bf16 --batch 64 --context 512     # a GPU
 
 `stock` is transformers' model trained plainly, `off` is ours without masking: GPT-Neo's attention through
 `use_attention`, the loss in chunks where `SGTMTrainer` would take it so. All begin with the same weights and see the
@@ -152,7 +152,7 @@ class Bench:
             for context, rows in parts:
                 ids = self.ids[rows]
                 batch = {"input_ids": ids, "labels": F.pad(ids[:, 1:], (1, 0), value=-100)}
-                large = fast and is_large(batch, net, low)
+                large = fast and not self.settings.compile and is_large(batch, net, low)
                 with context(), chunked(net) if large else nullcontext():
                     with torch.autocast(self.device, torch.bfloat16, enabled=low):
                         loss = run(**batch, use_cache=False).loss * (len(ids) / len(self.ids))
@@ -188,7 +188,10 @@ def measure(bench: Bench) -> dict[str, object]:
         given = ["--batch", str(settings.batch), "--context", str(settings.context), "--precision", settings.precision]
         given += ["--compile"] if settings.compile else []
         memory = {name: peak_memory([*given, "--models", bench.name, "--peak-of", name]) for name in cases}
-    fitting = {name: make() for name, make in cases.items() if math.isfinite(memory.get(name, 0.0))}
+    try:
+        fitting = {name: make() for name, make in cases.items() if math.isfinite(memory.get(name, 0.0))}
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"{bench.name}: all cases together do not fit; choose some with --only") from error
     return {"timings": in_turns(fitting, settings.rounds), "memory_mb": memory, "parameters": bench.parameters()}
 
 
@@ -235,7 +238,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="cases whose name contains this, beside stock and off")
-    parser.add_argument("--memory", action="store_true", help="peak memory too, of a process for each case")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory too, of a process for each case (on a GPU always)"
+    )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/step.json"))
     settings = parser.parse_args()

@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 Ids = NDArray[np.int32]
 _KNOWN_WORDS = 400_000  # words that each process remembers: about 100 MB
+_LONGEST = 32  # characters of a word that is remembered: in some scripts a "word" is a paragraph
 _SPACE = "Ġ"  # what a byte-level BPE writes for a space
 _WORDS = 1000  # new words that are tokenised as one text
 _PARAGRAPH = "\n\n"
@@ -47,7 +48,9 @@ class Encoder:
         self.begins_word = np.zeros(size, bool)
         self.begins_word[[i for token, i in vocabulary.items() if token.startswith(_SPACE)]] = True
         self.raw = [np.int32(i).tobytes() for i in range(size)]
-        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        of_added = tokenizer.get_added_tokens_decoder()
+        self.begins_word[list(of_added)] = False
+        added = [token.content for token in of_added.values()]
         self.is_direct = not any(content.isalnum() for content in added)  # such a one could be a part of a word
         self.no_firsts = {"", *(content[0] for content in added)}  # in front of one a paragraph ends in another way
         ends = [end for end in _PUNCTUATION if end not in "".join(added)]
@@ -100,11 +103,11 @@ class Encoder:
         ended = {word: word[:-1] for word in words if word[-1:] in self.ends and word[-2:-1].isalnum()}
         new = words.difference(ended).union(ended.values()).difference(known)
         bare = self._tokenise(list(new), before)
-        if len(known) + len(bare) <= _KNOWN_WORDS:  # the first, and so the frequent, ones
-            known.update(bare)
+        room = _KNOWN_WORDS - sum(map(len, self.known.values()))  # the first, and so the frequent, ones are there
+        known.update(islice(((word, ids) for word, ids in bare.items() if len(word) <= _LONGEST), max(0, room)))
         of_end = self.ends
         learnt |= bare
-        learnt |= {word: (known.get(own) or bare[own]) + of_end[word[-1]] for word, own in ended.items()}
+        learnt |= {word: (bare[own] if own in bare else known[own]) + of_end[word[-1]] for word, own in ended.items()}
         return learnt
 
     def _tokenise(self, words: list[str], before: str) -> dict[str, bytes]:
@@ -214,4 +217,5 @@ def words_stand_alone(tokenizer: Tokenizer) -> bool:
         re.search(r"\s", token["content"]) for token in said["added_tokens"]
     )
     model = said["model"]
+    plain = plain and not said["truncation"] and not said["padding"]
     return bool(is_gpt2 and plain and not said["normalizer"] and model["type"] == "BPE" and not model.get("dropout"))

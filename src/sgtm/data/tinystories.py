@@ -210,10 +210,19 @@ def _open_files(path: Path) -> IterableDataset:
         raise ConfigError(
             f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {sorted(map(str, kinds))}"
         )
+    for file in files if kinds == {"json"} else ():
+        _check_beginning(file)
     try:
         return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
     except StopIteration as error:  # what datasets gives for a file of JSON lines that has none
         raise ConfigError(f"{path} has no rows") from error
+
+
+def _check_beginning(file: Path) -> None:
+    """Arrow ends the process where JSON that it reads begins with a null (as of version 26)."""
+    with open(file, "rb") as opened:
+        if opened.read(4096).lstrip().startswith(b"null"):
+            raise ConfigError(f"{file} begins with null, which is no row; take it out")
 
 
 def _split(data: Any, name: str, split: str) -> Dataset:

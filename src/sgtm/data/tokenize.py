@@ -190,6 +190,8 @@ def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) 
         ) from error
     if tokenizer.eos_token_id is None or not tokenizer.is_fast:
         raise ConfigError(f"tokenizer={name!r} must be a fast tokenizer with an end-of-text token (eos_token)")
+    tokenizer.backend_tokenizer.no_truncation()  # documents are tokenised whole, whatever it was used for before
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

@@ -12,7 +12,7 @@ forgets the window of its local layers. Here each of the library's functions com
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from sgtm.model.activation import use_activation
 
 _DEFAULT = "sdpa"
 _BLOCK = 64  # queries at a time on a processor, as measured
-_HEAD_MULTIPLE, _WIDEST_HEAD = 8, 256  # features of a head that torch's flash kernels take
+_HEAD_MULTIPLE, _WIDEST_HEAD = 8, 192  # features of a head that torch's flash kernels take on every such GPU
 Mask = Tensor | BlockMask | None
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -97,7 +97,7 @@ class GPTNeoAttention(GPTNeoSelfAttention):
 
     def _can_slide(self, query: Tensor, num_keys: int) -> bool:
         """Whether a kernel that skips what is beyond the window computes this: whole sequences in half precision."""
-        half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+        half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and _has_flash(query.device)
         is_dropped = self.training and self.attn_dropout.p > 0
         return half and query.shape[-2] == num_keys and query.shape[-1] <= _WIDEST_HEAD and not is_dropped
 
@@ -121,6 +121,13 @@ class GPTNeoAttention(GPTNeoSelfAttention):
             blocks = create_block_mask(mods, size, None, num_queries, num_keys, device=str(device))
             vars(mask)["sgtm_windowed"] = blocks
         return vars(mask)["sgtm_windowed"]  # type: ignore[no-any-return]
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether torch has flash kernels for this GPU: from Ampere on."""
+    built = torch.backends.cuda.is_flash_attention_available() and torch.version.hip is None
+    return built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _slide(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
@@ -166,7 +173,12 @@ def use_attention(model: PreTrainedModel, implementation: str | None = None) -> 
     Raises:
         ValueError: an unknown name, or a package or device that it needs is missing.
     """
+    _use(model, implementation)
     use_activation(model, fused=implementation != "eager")
+
+
+def _use(model: PreTrainedModel, implementation: str | None) -> None:
+    """The attention of ``use_attention``."""
     is_gpt_neo = any(isinstance(module, GPTNeoSelfAttention) for module in model.modules())
     if implementation is None and (not is_gpt_neo or model.config.output_attentions):
         return

@@ -55,7 +55,8 @@ def chunked_loss(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
     wheres = [(constant or {}).get(name) for name in ("weight", "bias")]
-    return _ChunkedLoss.apply(hidden, weight, bias, targets, dtype, max(1, entries // len(weight)), *wheres)  # type: ignore[no-any-return]
+    size, is_trained = max(1, entries // len(weight)), torch.is_grad_enabled()
+    return _ChunkedLoss.apply(hidden, weight, bias, targets, dtype, size, is_trained, *wheres)  # type: ignore[no-any-return]
 
 
 def entries_at_a_time(device: torch.device) -> int:
@@ -75,14 +76,15 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         size: int,
+        is_trained: bool,
         spares_weight: Tensor | None,
         spares_bias: Tensor | None,
     ) -> Tensor:
-        fused = _compiled() if hidden.is_cuda and not torch.compiler.is_compiling() else None
+        fused = _compiled(dtype) if hidden.is_cuda and not torch.compiler.is_compiling() else None
         vocab, spare = len(weight), 0 if fused is None else -len(weight) % _ALIGNED
         w, b = _longer(weight.to(dtype), spare), None if bias is None else _longer(bias.to(dtype), spare)
         of_hidden, of_weight, of_bias = (
-            torch.zeros_like(t, dtype=torch.float32) if t is not None and needed else None
+            torch.zeros_like(t, dtype=torch.float32) if t is not None and needed and is_trained else None
             for t, needed in zip((hidden, w, b), ctx.needs_input_grad, strict=False)
         )
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -112,7 +114,7 @@ class _ChunkedLoss(torch.autograd.Function):
             None if saved is None else (saved * gradient).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)  # type: ignore[attr-defined]
         ]
-        return (*found, *[None] * 5)
+        return (*found, *[None] * 6)
 
 
 def _without(spared: Tensor | None, here: slice, x: Tensor) -> Tensor:
@@ -153,8 +155,8 @@ def _fused(z: Tensor, y: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _compiled() -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
-    """``_fused`` as a GPU's kernel for any number of tokens; None where torch cannot compile (no Triton, say)."""
+def _compiled(dtype: torch.dtype) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+    """``_fused`` as a GPU's kernel for any number of tokens; None where torch cannot compile it for few (no Triton)."""
     compiled = torch.compile(_fused)
 
     def fused(z: Tensor, y: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
@@ -163,7 +165,7 @@ def _compiled() -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None
         return compiled(z, y, vocab)  # type: ignore[no-any-return]
 
     try:
-        fused(torch.zeros(2, 8, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda"), 8)
+        fused(torch.zeros(2, 8, device="cuda", dtype=dtype), torch.zeros(2, dtype=torch.long, device="cuda"), 8)
     except Exception as error:
         warnings.warn(
             "the loss is computed by torch's own operators, which is slower than one kernel: torch.compile failed with "
@@ -250,7 +252,8 @@ def chunked(model: PreTrainedModel) -> Iterator[None]:
         logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
     ) -> Tensor:
         hidden, targets = logits[:, :-1], labels[:, 1:].flatten()
-        constant = {name: w.expand(labels.shape)[:, :-1].flatten() for name, w in by_position.items()}
+        constants = by_position or constants_of(head)  # of a mode that is held around this, or within
+        constant = {name: w.expand(labels.shape)[:, :-1].flatten() for name, w in constants.items()}
         total = chunked_loss(hidden.flatten(0, 1), head.weight, head.bias, targets, constant=constant)
         count = (targets != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / (count.to(total.device) if isinstance(count, Tensor) else count)
@@ -272,6 +275,8 @@ def is_large(batch: dict[str, Any], model: PreTrainedModel, low_precision: bool 
     if "labels" not in batch or "shift_labels" in batch:
         return False
     head: Any = model.get_output_embeddings()
+    if head is None:
+        return False
     on_cpu = head.weight.device.type == "cpu"
     least = (_LARGE_IN_LOW_PRECISION if low_precision else _LARGE) if on_cpu else _LARGE_ELSEWHERE
     return bool(batch["labels"].numel() * len(head.weight) > least)

@@ -81,13 +81,19 @@ def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[
     return xs[-1], ys[-1]
 
 
+def _span(values: Sequence[float]) -> float:
+    """From the lowest to the highest; 1 where they differ by rounding at most."""
+    span = max(values) - min(values)
+    return span if span > 1e-9 * max(map(abs, values)) else 1.0
+
+
 def _label(axes: Any, names: list[str], ends: list[tuple[float, float]]) -> None:
     """A name for the runs that differ by their seed, which lines join to their mean; it stands beside them, where no
     other name and no other run's point does."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for name, end in zip(names, ends, strict=True):
         groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(end)
-    width, height = (max(column) - min(column) or 1.0 for column in zip(*ends, strict=True))
+    width, height = (_span(column) for column in zip(*ends, strict=True))
     taken: list[tuple[float, float]] = []
     for name, points in sorted(groups.items(), key=lambda group: fmean(y for _, y in group[1])):
         middle = fmean(x for x, _ in points), fmean(y for _, y in points)

@@ -306,7 +306,8 @@ class SGTMTrainer(Trainer):
     def _find_out(self, inputs: dict[str, Any]) -> None:
         """At the first large batch, and in no mode: whether the model's loss can be made in chunks."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        if self._can_chunk is None and self._is_large(model, inputs):
+        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
+        if self._can_chunk is None and not own_loss and self._is_large(model, inputs):
             self._can_chunk = not (self.args.torch_compile or self.is_fsdp_enabled) and can_chunk(model)
 
     def _is_drawn(self, share: float, stream: int) -> bool:

@@ -81,6 +81,8 @@ def test_more_words_than_are_remembered(tokenizer, monkeypatch):
         lambda t: setattr(t, "normalizer", normalizers.NFC()),
         lambda t: t.add_special_tokens(["of two words"]),
         lambda t: setattr(t.model, "dropout", 0.5),
+        lambda t: t.enable_truncation(3),
+        lambda t: t.enable_padding(length=20),
     ],
 )
 def test_other_tokenizers_see_whole_texts(change):
@@ -90,7 +92,23 @@ def test_other_tokenizers_see_whole_texts(change):
     assert not Encoder(tokenizer).is_cut
 
 
-@pytest.mark.parametrize("added", ["at", "1", ",", ".\u00b2", "t,"])
+def test_characters_that_have_no_token():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(["the, a\n\nthe"] * 5, trainers.BpeTrainer(vocab_size=60, show_progress=False))
+    encoder = Encoder(tokenizer)
+    for texts in (["z the", "the\n\nz the"], ["z, the z, a", "the\n\nz, the"]):
+        expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        assert [ids.tolist() for ids in encoder(texts)] == expected
+
+
+def test_paragraphs_without_spaces_are_not_remembered(tokenizer):
+    encoder = Encoder(tokenizer)
+    encoder(["漢" * 40 + "\n\n" + "字" * 40 + " " + "cat" * 20 + " cat"])
+    assert {word for known in encoder.known.values() for word in known} == {"cat"}
+
+
+@pytest.mark.parametrize("added", ["at", "1", "Ġmat", ",", ".\u00b2", "t,"])
 def test_added_tokens_may_stand_anywhere(added):
     tokenizer = trained()
     tokenizer.add_tokens([added])

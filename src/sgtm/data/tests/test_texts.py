@@ -152,3 +152,12 @@ def test_noise_on_top_of_given_labels_is_refused(tmp_path):
         training_rows(data.train, LabelConfig(undiscovered=0.1), "modes", 0)
     with pytest.raises(ConfigError, match="step_draw draws labels"):
         step_draw_chances(data.train, LabelConfig(), "modes")
+
+
+@pytest.mark.parametrize("beginning", ["null\n", " \n null\n"])
+def test_a_null_for_a_first_row_is_refused(tmp_path, beginning):
+    """Arrow would end the process."""
+    file = write(tmp_path, rows_of(8))
+    file.write_text(beginning + file.read_text())
+    with pytest.raises(ConfigError, match="begins with null, which is no row"):
+        texts(str(file))

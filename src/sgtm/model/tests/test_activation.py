@@ -1,5 +1,6 @@
 """``gelu_new`` by one operator."""
 
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.activations import NewGELUActivation, SiLUActivation
@@ -32,6 +33,13 @@ def test_every_one_of_a_model_is_exchanged_and_eager_gives_back_the_librarys():
     assert {type(block.mlp.act) for block in model.transformer.h} == {NewGELUActivation}
     use_activation(model)
     use_activation(model, fused=False)
+    assert {type(block.mlp.act) for block in model.transformer.h} == {NewGELUActivation}
+
+
+def test_a_name_that_is_refused_changes_nothing():
+    model = gpt2()
+    with pytest.raises(ValueError, match="'spda' is unknown"):
+        use_attention(model, "spda")
     assert {type(block.mlp.act) for block in model.transformer.h} == {NewGELUActivation}
 
 

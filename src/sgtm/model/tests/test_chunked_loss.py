@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sgtm.model import chunked_loss as module
 from sgtm.model.chunked_loss import can_chunk, chunked, chunked_loss, is_large
@@ -124,6 +124,19 @@ def test_models_of_any_family(name, monkeypatch):
         results[kind] = (loss.detach(), [p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(results["own"], results["chunked"], rtol=1e-4, atol=1e-6)
     assert model(input_ids=ids).logits.shape == (3, 9, 60), "afterwards it is as it was"
+
+
+def test_without_gradients_none_is_made(monkeypatch):
+    monkeypatch.setattr(module, "_losses_and_gradient", None)
+    (hidden, weight, b), targets = inputs(torch.float32)
+    whole = F.cross_entropy(F.linear(hidden, weight, b), targets, ignore_index=-100, reduction="sum")
+    with torch.no_grad():
+        assert chunked_loss(hidden, weight, b, targets, 50 * 7).item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_a_model_without_a_head_is_left_alone():
+    model = AutoModelForSequenceClassification.from_config(model_of("gpt2").config)
+    assert not is_large({"labels": torch.zeros(2**8, 2**10)}, model)
 
 
 def test_small_batches_are_left_alone():

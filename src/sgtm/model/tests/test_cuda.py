@@ -119,7 +119,7 @@ def test_the_loss_by_a_fused_kernel(dtype, bias):
     within = 1e-5 if dtype == torch.float32 else 1e-2
     for own, exact in zip(*found, strict=True):
         assert far(own, exact) < within
-    assert chunked_loss._compiled() is not None, "torch.compile failed"
+    assert chunked_loss._compiled(dtype) is not None, "torch.compile failed"
 
 
 def test_a_masked_batch_in_bf16_spares_what_it_may_not_change():

@@ -1,6 +1,7 @@
 """Figures are drawn from record files alone."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,8 @@ def test_seeds_share_a_name_and_names_stand_apart():
         plot=lambda xs, ys, **style: lines.append((xs, ys)),
     )
     names = ["a-seed0", "a-seed1", "b", "c-seed0", "d"]
+    _label(axes, names, [(3.0, 3.0), (3.0, math.nextafter(3.0, 4)), *[(3.0, 3.0)] * 3])  # ends
+    told.clear(), lines.clear()
     _label(axes, names, [(0.0, 1.0), (0.2, 3.0), (0.21, 2.0), (9.0, 2.0), (8.5, 1.96)])
     assert told.keys() == {"a", "b", "c", "d"}
     assert told["d"][1] > 2.05, "c's point would stand in it"
