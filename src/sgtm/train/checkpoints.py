@@ -64,9 +64,9 @@ def damage_of(folder: Path, ends: tuple[str, ...] = ("",)) -> str | None:
     sizes = {name: size for name, size in found["files"].items() if name.endswith(ends)}
     for name, size in sizes.items():
         path = folder / name
-        there = path.stat().st_size if path.is_file() else None
+        there = path.stat().st_size if os.path.isfile(path) else None  # Path's own raises for names that none can have
         if there != size:
-            return f"lacks {name}" if there is None else f"has a {name} of {there:,} bytes, not {size:,}"
+            return f"lacks {name[:80]}" if there is None else f"has a {name} of {there:,} bytes, not {size:,}"
     digests = found.get("sha256", {})  # seals once had none
     changed = (name for name in sizes if name in digests and _sha256(folder / name) != digests[name])
     return next((f"has a {name} whose content has changed" for name in changed), None)

@@ -124,8 +124,9 @@ def family(
         "pad_token_id": 0,
     }
     config = AutoConfig.for_model(model_type, **(sizes | changes))
-    # Where a kind has no forget units, only retain units read its norm.
-    cut_off = tuple(norm for norm, part in zip(norms, (attn, mlp), strict=True) if not part.units)
+    # Where a kind has no forget units, only retain units read its norms.
+    of_kind = ((attn, (norms[0], "self_attn.q_norm", "self_attn.k_norm")), (mlp, norms[1:]))
+    cut_off = tuple(norm for part, own in of_kind if not part.units for norm in own)
     chosen = s["chosen"]
     return Family(config, attn, mlp, blocks, norms, embeddings, chosen, conv1d=conv1d, cut_off=cut_off)
 

@@ -43,6 +43,12 @@ def of_another_run(checkpoint):
     seal(checkpoint, "another")
 
 
+def rename_in_seal(checkpoint, name):
+    sealed = json.loads((checkpoint / SEAL).read_text())
+    sealed["files"][name] = sealed["files"].pop("config.json")
+    (checkpoint / SEAL).write_text(json.dumps(sealed))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -51,6 +57,7 @@ def of_another_run(checkpoint):
         (lambda c: (c / SEAL).unlink(), "was not written to its end"),
         (lambda c: (c / SEAL).write_text("{"), "has a sealed.json that cannot be read"),
         (of_another_run, "belongs to another run"),
+        (lambda c: rename_in_seal(c, "x" * 300), f"lacks {'x' * 80}"),
     ],
 )
 def test_a_broken_or_foreign_checkpoint_is_named_and_the_one_before_it_used(prepared, tmp_path, capsys, damage, said):
