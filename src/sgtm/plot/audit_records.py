@@ -92,7 +92,10 @@ class AuditRecords:
         return [r["before"][self.domain] - r["after"][self.domain] for r in self.best(attack, model)]
 
     def recovered(self, attack: str, model: str) -> list[float]:
-        """Share of what is missing that the best setting brings back, one a run; empty where nothing is missing."""
+        """Share of what is missing that the best setting brings back, one a run; empty where nothing is missing: the
+        reference lacks no more than how its loss varies over rows."""
+        if model == self.reference:
+            return []
         return [r["recovered"] for r in self.best(attack, model) if r["recovered"] is not None]
 
     @property
@@ -233,7 +236,7 @@ def with_half(values: Sequence[float], form: str = "z.3f") -> str:
     if not values:
         return "not measured"
     mean, half = mean_interval(values)
-    return f"{mean:{form}}" if half is None else f"{mean:{form}} ± {half:{form}}"
+    return f"{mean:{form}}" if half is None else f"{mean:{form}} ± {half:{form.lstrip('+')}}"
 
 
 def percent(shares: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ import yaml
 from sgtm.config import AuditConfig, ConfigError
 from sgtm.interval import mean_interval
 from sgtm.plot.audit import audit_page, read_audit, verdict, write_page
-from sgtm.plot.audit_records import cost
+from sgtm.plot.audit_records import cost, with_half
 
 
 def loss_line(model, run, setting, before, after, recovered=None, attack="prune", **more):
@@ -101,6 +101,21 @@ def test_the_attacker_takes_the_best_setting_of_each_run(found):
     assert found.recovered("prune", "none") == []
     assert found.strongest(found.attacks) == "relearn"
     assert found.strongest(["prune"]) == "prune"
+
+
+def test_the_reference_lacks_nothing(tmp_path):
+    """On the rows of an attack its loss may be another, and a share of that nothing would be any number."""
+    line = loss_line("none", "n0", "4 of forget", 2.001, 1.999, 2.5, "few-shot")
+    found = read_audit(written(tmp_path / "audit", [*LINES, line, {**line, "model": "sgtm", "run": "s0"}]))
+    assert found.recovered("few-shot", "sgtm") == [2.5]
+    assert found.recovered("few-shot", "none") == []
+    assert audit_page(found).count("250 %") == audit_page(
+        read_audit(written(tmp_path / "b", [*LINES, {**line, "model": "sgtm", "run": "s0"}]))
+    ).count("250 %")
+
+
+def test_half_an_interval_has_no_sign():
+    assert with_half([1.0, 2.0], "+.1f") == "+1.5 ± 6.4"
 
 
 def test_costs_are_those_of_runs_that_arrive(found):
