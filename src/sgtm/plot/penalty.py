@@ -226,6 +226,8 @@ def penalty(ordinary: Sequence[RunRecords], runs: Sequence[RunRecords], out: Pat
 
 
 def _draw(axes: Any, law: Law, points: list[tuple[float, float]], found: list[Penalty]) -> None:
+    from matplotlib.ticker import LogLocator
+
     computes = [c for c, _ in points]
     ends = [*computes, *(p.equivalent for p in found), *(p.compute for p in found)]
     line = np.geomspace(min(ends) / 1.2, max(ends) * 1.2, 100)
@@ -238,6 +240,7 @@ def _draw(axes: Any, law: Law, points: list[tuple[float, float]], found: list[Pe
         axes.plot([p.compute, p.equivalent], [p.loss, p.loss], "--", color=color, linewidth=1)
         axes.plot(p.compute, p.loss, "s", color=color, markersize=7, label=f"{p.method} ({100 * p.penalty:.0f} %)")
     axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))  # a decade or less is usual: all nine would overlap
     axes.set_xlabel("compute (FLOPs)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
