@@ -34,9 +34,9 @@ class Encoder:
 
     A byte-level BPE of GPT-2's kind cuts every text in front of a space that begins a word, and between paragraphs, and
     the tokens of a text are those of its parts. So a word with the space before it, or with the end of a paragraph, is
-    tokenised once and then looked up; behind it punctuation is looked up by itself. Words that are new, texts with
-    other runs of white space and texts for any other tokenizer go to ``encode_batch_fast``, on all cores. The ids do
-    not depend on which texts came before.
+    tokenised once and then looked up; behind it punctuation is looked up by itself. Texts with other runs of white
+    space and texts for any other tokenizer go to ``encode_batch_fast``, on all cores. The ids do not depend on which
+    texts came before.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -96,7 +96,7 @@ class Encoder:
         known, learnt = self.known[before], {}
         size = len(_PARAGRAPH)
         begun = [w for w in words if w.startswith(_PARAGRAPH) and w[size : size + 1].strip() not in self.no_firsts]
-        if begun and before:
+        if before:
             firsts = self._found([word[size:] for word in begun], "")
             learnt = {word: self.paragraph + first for word, first in zip(begun, firsts, strict=True)}
             words = words.difference(begun)

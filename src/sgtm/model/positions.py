@@ -106,8 +106,8 @@ def _noted(called: set[int], frozen: Frozen, spared: Spared) -> Forward:
 
     def constants() -> dict[str, Tensor]:
         called.add(name)
-        found = {name: spared(parts[0].domain) for name, parts in frozen.parts.items()}
-        return {name: where for name, where in found.items() if where is not None}
+        where = spared(None)
+        return {} if where is None else dict.fromkeys(frozen.parts, where)
 
     if all(len(parts) == 1 and parts[0].domain is None for parts in frozen.parts.values()):
         noted.constants = constants  # type: ignore[attr-defined]

@@ -225,7 +225,7 @@ def _everything(audit: AuditRecords) -> Html:
             r["setting"],
             *(f"{r[when][audit.domain]:.3f}" for when in ("before", "after")),
             f"{r['after']['retain']:.3f}" if "retain" in r["after"] else "",
-            "" if r["recovered"] is None or r["model"] == audit.reference else f"{100 * r['recovered']:z.0f} %",
+            "" if r["recovered"] is None else f"{100 * r['recovered']:z.0f} %",
             f"{r['steps']:,}",
             f"{r['forget_tokens']:,}",
         )

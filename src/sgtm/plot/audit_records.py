@@ -92,10 +92,7 @@ class AuditRecords:
         return [r["before"][self.domain] - r["after"][self.domain] for r in self.best(attack, model)]
 
     def recovered(self, attack: str, model: str) -> list[float]:
-        """Share of what is missing that the best setting brings back, one a run; empty where nothing is missing: the
-        reference lacks no more than how its loss varies over rows."""
-        if model == self.reference:
-            return []
+        """Share of what is missing that the best setting brings back, one a run; empty where nothing is missing."""
         return [r["recovered"] for r in self.best(attack, model) if r["recovered"] is not None]
 
     @property

@@ -13,8 +13,8 @@ the same tokens as ``before``::
 
     recovered = (f_before - f_after) / (f_before - n)
 
-None where f_before <= n: nothing is missing that could come back. ``levels`` say when a curve reached the losses
-L_s = f - s (f - n), f the mean over the *audited* model's runs: the same losses for every model.
+None where f_before <= n, and of the reference, whose runs lie about n: nothing is missing that could come back.
+``levels`` say when a curve reached the losses L_s = f - s (f - n), f the mean over the *audited* model's runs: the same losses for every model.
 """
 
 import json
@@ -57,7 +57,7 @@ def findings_of(
     references = _references(lines, config)
     for line in lines:
         if "before" in line and line["attack"] != UNATTACKED:
-            line["recovered"] = _recovered(line, config.domain, references)
+            line["recovered"] = _recovered(line, config, references)
     levels = _levels(lines, config, audited, references.get(UNATTACKED))
     for line in lines:
         if "curve" in line:
@@ -149,10 +149,12 @@ def _references(lines: Sequence[Record], config: AuditConfig) -> dict[str, float
     return {attack: fmean(losses) for attack, losses in found.items()}
 
 
-def _recovered(line: Record, domain: str, references: Mapping[str, float]) -> float | None:
+def _recovered(line: Record, config: AuditConfig, references: Mapping[str, float]) -> float | None:
     attack = UNATTACKED if line["attack"] in RELEARNING else line["attack"]
-    before, after, reference = line["before"][domain], line["after"][domain], references.get(attack)
-    return None if reference is None or before <= reference else (before - after) / (before - reference)
+    before, after, reference = line["before"][config.domain], line["after"][config.domain], references.get(attack)
+    if reference is None or before <= reference or line["model"] == config.reference:
+        return None
+    return (before - after) / (before - reference)
 
 
 def _levels(lines: Sequence[Record], config: AuditConfig, audited: str, reference: float | None) -> dict[float, float]:

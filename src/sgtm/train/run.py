@@ -491,9 +491,9 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
 
 def _name_of(optimizer: str) -> str:
     """Trainer's name for it; Muon has none, and is given to it made. A GPU has a kernel for the whole of AdamW."""
-    if optimizer not in ("muon", "adamw_torch"):
-        return optimizer
-    return "adamw_torch_fused" if torch.cuda.is_available() and optimizer != "muon" else "adamw_torch"
+    if optimizer == "muon":
+        return "adamw_torch"
+    return "adamw_torch_fused" if optimizer == "adamw_torch" and torch.cuda.is_available() else optimizer
 
 
 def _check_loggers(report_to: str | list[str] | None) -> None:

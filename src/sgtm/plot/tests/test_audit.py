@@ -103,17 +103,6 @@ def test_the_attacker_takes_the_best_setting_of_each_run(found):
     assert found.strongest(["prune"]) == "prune"
 
 
-def test_the_reference_lacks_nothing(tmp_path):
-    """On the rows of an attack its loss may be another, and a share of that nothing would be any number."""
-    line = loss_line("none", "n0", "4 of forget", 2.001, 1.999, 2.5, "few-shot")
-    found = read_audit(written(tmp_path / "audit", [*LINES, line, {**line, "model": "sgtm", "run": "s0"}]))
-    assert found.recovered("few-shot", "sgtm") == [2.5]
-    assert found.recovered("few-shot", "none") == []
-    assert audit_page(found).count("250 %") == audit_page(
-        read_audit(written(tmp_path / "b", [*LINES, {**line, "model": "sgtm", "run": "s0"}]))
-    ).count("250 %")
-
-
 def test_half_an_interval_has_no_sign():
     assert with_half([1.0, 2.0], "+.1f") == "+1.5 ± 6.4"
 

@@ -21,7 +21,7 @@ from sgtm.config import (
 from sgtm.records import read_records
 from sgtm.train import audit as module
 from sgtm.train.audit import audit, plan_of
-from sgtm.train.findings import Done, findings_of
+from sgtm.train.findings import Done, _recovered, findings_of
 from sgtm.train.opening import open_model
 from sgtm.train.start import start_model
 from sgtm.train.tests.conftest import tiny_model
@@ -110,6 +110,14 @@ def test_what_came_back_is_measured_on_the_same_tokens(audited):
     assert befores["quantize"] == befores["relearn"]
     assert len(set(befores.values())) == 3  # few-shot and prompts score other tokens
     assert {r["recovered"] for r in lines(found, "quantize", "none")} == {None}  # nothing is missing
+
+
+def test_the_reference_lacks_nothing():
+    """A run of it that is worse than their mean by a thousandth: a share of that would be any number."""
+    config = AuditConfig(domain="forget", reference="none")
+    line = {"attack": "few-shot", "before": {"forget": 2.001}, "after": {"forget": 1.999}}
+    assert _recovered({**line, "model": "sgtm"}, config, {"few-shot": 2.0}) == pytest.approx(2.0)
+    assert _recovered({**line, "model": "none"}, config, {"few-shot": 2.0}) is None
 
 
 def test_fine_tuning_has_a_curve_and_its_cost(audited):
