@@ -14,7 +14,8 @@ the same tokens as ``before``::
     recovered = (f_before - f_after) / (f_before - n)
 
 None where f_before <= n, and of the reference, whose runs lie about n: nothing is missing that could come back.
-``levels`` say when a curve reached the losses L_s = f - s (f - n), f the mean over the *audited* model's runs: the same losses for every model.
+``levels`` say when a curve reached the losses L_s = f - s (f - n), f the mean over the *audited* model's runs: the same
+losses for every model.
 """
 
 import json
@@ -151,7 +152,8 @@ def _references(lines: Sequence[Record], config: AuditConfig) -> dict[str, float
 
 def _recovered(line: Record, config: AuditConfig, references: Mapping[str, float]) -> float | None:
     attack = UNATTACKED if line["attack"] in RELEARNING else line["attack"]
-    before, after, reference = line["before"][config.domain], line["after"][config.domain], references.get(attack)
+    before, after = (float(line[when][config.domain]) for when in ("before", "after"))
+    reference = references.get(attack)
     if reference is None or before <= reference or line["model"] == config.reference:
         return None
     return (before - after) / (before - reference)
