@@ -305,6 +305,8 @@ class TrainConfig:
     addition clips and counts each block (joint, retain, each domain) by itself."""
     forget_lr_scale: float = 1.0
     """Learning rate of the forget units, as a multiple of learning_rate."""
+    forget_lr_end: float | None = None
+    """What forget_lr_scale has become, linearly, by the end of the run; it stays the same by default."""
     hear_domains: float = 0.5
     """With several domains, share of the steps in which a random part of them takes part in examples of other modes,
     without being updated, so that the model can do with and without any of them."""
@@ -348,6 +350,8 @@ class TrainConfig:
         for name in ("learning_rate", "forget_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be positive")
+        if self.forget_lr_end is not None and self.forget_lr_end < 0:
+            raise ConfigError(f"train.forget_lr_end={self.forget_lr_end} must not be negative; 0 is the least")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 0 and less than 1")

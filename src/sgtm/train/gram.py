@@ -39,9 +39,10 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"method=gram has one optimizer a module, and train.update={config.train.update}; use per_block"
         )
-    spread, rate = config.train.auxiliary_spread, config.train.forget_lr_scale
-    if rate < 1 and (AUXILIARY_SPREAD if spread is None else spread):
+    spread, rate, end = config.train.auxiliary_spread, config.train.forget_lr_scale, config.train.forget_lr_end
+    if min(rate, rate if end is None else end) < 1 and (AUXILIARY_SPREAD if spread is None else spread):
         raise ConfigError(
-            f"method=gram with train.forget_lr_scale={rate}: in steps with auxiliary spread the core learns labelled "
-            "text too, and faster than a module at a lower rate; use forget_lr_scale: 1, or auxiliary_spread: 0"
+            f"method=gram with train.forget_lr_scale={rate} and forget_lr_end={end}: in steps with auxiliary spread "
+            "the core learns labelled text too, and faster than a module at a lower rate; use 1 for both, or "
+            "auxiliary_spread: 0"
         )

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
+from sgtm.config import ConfigError
 from sgtm.model.masking import SGTM, Block
 from sgtm.model.sharding import is_sharded, local, norm_over_shards
 
@@ -124,6 +126,27 @@ class BlockParameters:
             norms.append(norm)
         whole: Tensor = torch.stack(norms).norm()
         return whole
+
+
+def scale_to_the_end(schedule: object, ratio: float, steps: int) -> None:
+    """Let the rates of the forget units' groups (``BlockParameters.groups``) also go from 1 to ``ratio``, linearly.
+
+    Raises:
+        ConfigError: the schedule has no factor for each group.
+    """
+    if not isinstance(schedule, LambdaLR):
+        raise ConfigError(
+            f"forget_lr_end cannot be had with a {type(schedule).__name__}; use lr_scheduler_type linear, cosine, "
+            "cosine_warmup_with_min_lr or another that is a function of the step"
+        )
+
+    def scaled(factor: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: factor(step) * (1 + (ratio - 1) * min(step / steps, 1))
+
+    schedule.lr_lambdas = [
+        factor if group["owner"] in ("joint", "retain") else scaled(factor)
+        for factor, group in zip(schedule.lr_lambdas, schedule.optimizer.param_groups, strict=True)
+    ]
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

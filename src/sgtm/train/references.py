@@ -51,7 +51,7 @@ _NO_MATTER = {  # for what an ordinary model learns, or matched by the tokens th
 
 _OF_MASKING: dict[str, Any] = {  # settings of forget units, as a run without any has them
     name: getattr(TrainConfig, name)
-    for name in ("update", "forget_lr_scale", "hear_domains", "auxiliary_spread", "core_robustness")
+    for name in ("update", "forget_lr_scale", "forget_lr_end", "hear_domains", "auxiliary_spread", "core_robustness")
 }
 
 

@@ -151,6 +151,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         _share(t.auxiliary_spread, method.auxiliary_spread),
         _share(t.core_robustness, method.core_robustness),
         t.one_pass,
+        forget_lr_end=t.forget_lr_end,
         sampler=sampler if stream is None else None,
         optimizer_cls_and_kwargs=muon(model, t.learning_rate, (t.beta1, t.beta2)) if t.optimizer == "muon" else None,
         train_dataset=rows if stream is None else stream,

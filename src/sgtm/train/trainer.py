@@ -25,7 +25,7 @@ from sgtm.data.stream import ModeStream
 from sgtm.model.chunked_loss import can_chunk, chunked, is_large
 from sgtm.model.masking import SGTM
 from sgtm.train.meter import Meter, Reading
-from sgtm.train.optimizer import BlockParameters
+from sgtm.train.optimizer import BlockParameters, scale_to_the_end
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.stream_loader import StreamLoader
 from sgtm.train.unlikelihood import selective_loss
@@ -62,6 +62,7 @@ class SGTMTrainer(Trainer):
             see ``sgtm.train.gram``).
         one_pass: train a batch of examples of several modes in one pass instead of a pass for each mode: the same
             gradients. For a GPU that small passes leave idle; on a CPU it is a little slower.
+        forget_lr_end: what ``forget_lr_scale`` has become by the last step, linearly; by default it stays.
         sampler: order of the training rows; by default modes are mixed within every step.
         train_dataset: rows with ``input_ids`` and ``mode``; or a streaming data set (of ``datasets``) or a
             ``ModeStream`` of such rows, which each process reads its own shards of.
@@ -83,12 +84,14 @@ class SGTMTrainer(Trainer):
         auxiliary_spread: float = 0.0,
         core_robustness: float = 0.0,
         one_pass: bool = False,
+        forget_lr_end: float | None = None,
         sampler: Sampler[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.sgtm, self.update, self.forget_lr_scale, self.sampler = sgtm, update, forget_lr_scale, sampler
         self.hear_domains, self.auxiliary_spread, self.core_robustness = hear_domains, auxiliary_spread, core_robustness
         self.one_pass = one_pass
+        self.forget_lr_end = forget_lr_scale if forget_lr_end is None else forget_lr_end
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
         self._block_norm = torch.zeros(())
@@ -163,7 +166,7 @@ class SGTMTrainer(Trainer):
     @property
     def _by_parts(self) -> bool:
         """Whether the optimizer is given the parameters' parts instead of whole ones."""
-        return self.update != "gradient" or self.forget_lr_scale != 1.0
+        return self.update != "gradient" or not self.forget_lr_scale == self.forget_lr_end == 1.0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if self.stream is not None:
@@ -222,7 +225,10 @@ class SGTMTrainer(Trainer):
             for group in self._groups():
                 inner.add_param_group(group)
             self.blocks.attach(inner)  # type: ignore[attr-defined]
-        return super().create_scheduler(num_training_steps, optimizer)
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        if self.sgtm is not None and self.forget_lr_end != self.forget_lr_scale:
+            scale_to_the_end(schedule, self.forget_lr_end / self.forget_lr_scale, num_training_steps)
+        return schedule
 
     def _optimizer(self, model: PreTrainedModel) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         if self.optimizer_cls_and_kwargs is not None:

@@ -330,7 +330,7 @@ def test_every_row_is_seen_once_an_epoch_in_a_new_order(make_trainer, rows):
     "kwargs",
     [
         {},
-        {"trainer_update": "strict", "trainer_forget_lr_scale": 0.3},
+        {"trainer_update": "strict", "trainer_forget_lr_scale": 0.3, "trainer_forget_lr_end": 1.0},
         {"trainer_update": "per_block", "optim": "adamw_torch_fused"},
     ],
 )
@@ -353,6 +353,36 @@ def test_a_resumed_run_equals_an_unbroken_one(make_trainer, tmp_path, rows, kwar
     assert again.state.num_input_tokens_seen == unbroken.state.num_input_tokens_seen > 0
     for (name, a), (_, b) in zip(unbroken.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("update", ["gradient", "per_block"])
+def test_the_rate_of_the_forget_units_has_a_schedule_of_its_own(make_trainer, rows, update):
+    trainer = make_trainer(
+        max_steps=4,
+        learning_rate=1.0,
+        lr_scheduler_type="linear",
+        trainer_update=update,
+        trainer_forget_lr_scale=0.4,
+        trainer_forget_lr_end=0.0,
+    )
+    optimizer, schedule = trainer.create_optimizer(), trainer.create_scheduler(4)
+    rates = []
+    for _ in range(5):
+        rates.append({group["owner"]: group["lr"] for group in optimizer.param_groups})
+        optimizer.step()
+        schedule.step()
+    assert [r["retain"] for r in rates] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert [r["forget"] for r in rates] == pytest.approx([0.4, 0.3 * 0.75, 0.2 * 0.5, 0.1 * 0.25, 0])
+    assert update == "gradient" or rates[1]["joint"] == 0.75
+    with pytest.raises(
+        ConfigError, match="forget_lr_end cannot be had with a ReduceLROnPlateau; use lr_scheduler_type"
+    ):
+        make_trainer(
+            lr_scheduler_type="reduce_lr_on_plateau",
+            trainer_forget_lr_end=0.5,
+            eval_strategy="steps",
+            trainer_eval_dataset=rows,
+        ).train()
 
 
 def test_plain_rows_with_a_mode_will_do(make_trainer, rows):

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Warm starts of the mixed recipe on the CPU preset, as many steps in all as recipes-cpu.yaml has: an ordinary model reads 100 steps of
+# what a filter leaves, then 300 steps of both languages with forget units that it had already (own) or that it is given (added).
+#   scripts/tinystories/warm_start.sh --preset cpu [--seeds "0 1 2"] [--dry-run]
+source "$(dirname "$0")/../preset.sh"
+[[ $preset == cpu ]] || { echo "warm_start.sh has no --preset $preset; use --preset cpu" >&2; exit 2; }
+run=() seeds="0 1 2" out=runs/tinystories/recipes-cpu
+set -- ${options[@]+"${options[@]}"}
+while (($#)); do
+  case $1 in
+    --dry-run) run=(echo) ;;
+    --seeds) seeds=${2:-}; shift ;;
+    *) echo "unknown option $1" >&2; exit 2 ;;
+  esac
+  (($#)) && shift
+done
+train() { # NAME [OPTIONS]: the run, unless it is complete
+  [[ -e $out/$1/model ]] || ${run[@]+"${run[@]}"} sgtm train configs/tinystories/cpu.yaml --run-dir "$out/$1" --seed "$seed" "${@:2}"
+}
+for seed in $seeds; do
+  start=$out/start-seed$seed
+  train "start-seed$seed" --method filter --train.steps 100
+  train "warm_own-seed$seed" --train.steps 300 --model.from-pretrained "$start/model"
+  train "warm_added-seed$seed" --train.steps 300 --model.from-pretrained "$start/model" --model.expand --partition.heads 0 \
+    --partition.neurons 64
+done
