@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sgtm.config import MODES
+from sgtm.model.attention import use_attention
 from sgtm.train.run import train
 from sgtm.train.tests.conftest import tiny_model
 from sgtm.train.tests.test_run import config_of
@@ -18,11 +19,13 @@ ON_GPU = {"use_cpu": False, "bf16": True, "dataloader_pin_memory": True, "optim"
 _ALLOWED = ("find_packed_sequence_indices",)
 
 
-@pytest.mark.xfail(strict=True, reason="one wait is left to be found; --runxfail says where")
 @pytest.mark.parametrize("update", ["gradient", "strict", "per_block"])
 def test_no_step_waits_for_the_gpu(make_trainer, update):
     """torch itself tells, from the third step on; what is allowed is named above."""
+    model = tiny_model()
+    use_attention(model)  # as `sgtm train` does
     trainer = make_trainer(
+        model=model,
         max_steps=6,
         gradient_accumulation_steps=2,
         trainer_update=update,

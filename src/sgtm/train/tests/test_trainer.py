@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
 from sgtm.model import chunked_loss
+from sgtm.model.attention import use_attention
 from sgtm.train.optimizer import MuonAndAdamW
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
@@ -83,25 +84,28 @@ _ALLOWED = {("masking_utils.py", "find_packed_sequence_indices"), ("masking.py",
 
 
 class Waits(TorchDispatchMode):
-    """Notes what a host waits for its device for: to be told a value, or to learn a shape."""
+    """Notes what a host waits for its device for: to be told a value, to learn a shape, or to hand over a value that it
+    has in memory that is not pinned."""
 
     OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "bincount")
     METHODS = ("tolist", "cpu", "numpy")  # no operations of their own where the device is the host
+    CONSTANTS = ("tensor", "as_tensor", "asarray")  # of a device that is named
 
     def __init__(self, monkeypatch):
         super().__init__()
         self.seen = []
         for name in self.METHODS:
-            monkeypatch.setattr(torch.Tensor, name, self.noted(name))
+            monkeypatch.setattr(torch.Tensor, name, self.noted(getattr(torch.Tensor, name)))
+        for name in self.CONSTANTS:
+            monkeypatch.setattr(torch, name, self.noted(getattr(torch, name), of_device=True))
 
-    def noted(self, name):
-        own = getattr(torch.Tensor, name)
+    def noted(self, own, of_device=False):
+        def called(*args, **kwargs):
+            if not of_device or kwargs.get("device") is not None:
+                self.note(own.__name__)
+            return own(*args, **kwargs)
 
-        def method(tensor, *args, **kwargs):
-            self.note(name)
-            return own(tensor, *args, **kwargs)
-
-        return method
+        return called
 
     def note(self, name):
         callers = {(Path(frame.filename).name, frame.name) for frame in traceback.extract_stack()}
@@ -120,7 +124,10 @@ def test_what_counts_as_waiting(monkeypatch):
         a = torch.arange(3.0)
         a[a > 1] = 2.0
         a[a > 1], a.sum().item(), bool((a > 1).any()), a.nonzero(), a.unique(), a.tolist(), a.cpu(), a.numpy()
+        torch.tensor(1.0), torch.as_tensor([1]), torch.zeros((), device=a.device)
         assert len(waits.seen) == 9, waits.seen
+        torch.tensor(1.0, device=a.device), torch.as_tensor([1], device="cpu")
+        assert waits.seen[9:] == ["tensor", "as_tensor"]
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -130,7 +137,10 @@ def test_no_step_waits_for_its_device(make_trainer, rows, update, by_position, m
     examples = [dict(row) for row in rows]
     for i, example in enumerate(examples if by_position else ()):
         example["mode"] = np.full(len(example["input_ids"]), i % 3)
+    model = tiny_model()
+    use_attention(model)  # as `sgtm train` does: the eager one of GPT-Neo makes a constant on the device in every layer
     trainer = make_trainer(
+        model=model,
         train_dataset=examples,
         max_steps=4,
         gradient_accumulation_steps=2,
