@@ -15,12 +15,13 @@ while (($#)); do
   (($#)) && shift
 done
 train() { # NAME [OPTIONS]: the run, unless it is complete
-  [[ -e $out/$1/model ]] || ${run[@]+"${run[@]}"} sgtm train configs/tinystories/cpu.yaml --run-dir "$out/$1" --seed "$seed" "${@:2}"
+  [[ -e $out/$1/model ]] || ${run[@]+"${run[@]}"} sgtm train configs/tinystories/cpu.yaml "${@:2}" --run-dir "$out/$1" --seed "$seed"
 }
 for seed in $seeds; do
   start=$out/start-seed$seed
+  warm=("$start/warm.yaml" --train.steps 300)
   train "start-seed$seed" --method filter --train.steps 100
-  train "warm_own-seed$seed" --train.steps 300 --model.from-pretrained "$start/model"
-  train "warm_added-seed$seed" --train.steps 300 --model.from-pretrained "$start/model" --model.expand --partition.heads 0 \
-    --partition.neurons 64
+  [[ ${run[*]+set} ]] || echo "model: {config: null, from_pretrained: $start/model}" >"$start/warm.yaml"
+  train "warm_own-seed$seed" "${warm[@]}"
+  train "warm_added-seed$seed" "${warm[@]}" --model.expand --partition.heads 0 --partition.neurons 64
 done

@@ -1035,6 +1035,8 @@ class AuditConfig:
 def load(path: str | Path, *recipes: str | Path) -> RunConfig:
     """Read a run's configuration from a YAML file; what the ``recipes`` say stands in place of it, the last one first.
 
+    Mappings are laid over one another key by key; null in place of one takes it away.
+
     Raises:
         ConfigError: no such file, no mapping, an unknown key (the nearest is named), or a value of the wrong type.
     """
@@ -1162,8 +1164,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is list and isinstance(value, list):
         return [_value(args[0], v, where) for v in value]
-    if origin is dict and isinstance(value, dict):
-        return {_value(args[0], k, f"{where}: key"): _value(args[1], v, f"{where}: {k}") for k, v in value.items()}
+    if origin is dict and (value is None or isinstance(value, dict)):  # a key without a value is an empty mapping
+        items = (value or {}).items()
+        return {_value(args[0], k, f"{where}: key"): _value(args[1], v, f"{where}: {k}") for k, v in items}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)

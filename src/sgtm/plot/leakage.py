@@ -13,6 +13,7 @@ from sgtm.records import LEAKAGE, read_records
 
 Record = dict[str, Any]
 _MARKERS = "osD^vPX"
+_APART = 5.0  # points
 _SIGN = {"below": "< ", "exact": "", "above": "> "}
 _OUTSIDE = {"below": "v", "above": "^"}
 _ORDINARY: dict[str, Any] = {"color": COLORS["filter"], "linewidth": 1.2}
@@ -34,8 +35,9 @@ _RECORD = {
 @dataclass(frozen=True)
 class _Line:
     name: str
-    color: str
+    color: tuple[float, float, float]
     marker: str
+    shift: float  # to the right, in points, so that intervals do not hide one another
     records: list[Record]
 
 
@@ -186,20 +188,38 @@ def _lines(records: Sequence[Record], key: str) -> Iterator[_Line]:
         found = [r for r in records if (r["method"], r["domain"], r[key]) == (method, domain, value)]
         text = _size(value) if key == "parameters" else f"{100 * value:g} % undiscovered"
         words = [method, *([domain] if len(domains) > 1 else []), *([text] if len(values) > 1 else [])]
-        marker = _MARKERS[values.index(value) % len(_MARKERS)]
+        place = values.index(value)
         found.sort(key=lambda r: (r["undiscovered"], r["parameters"]))
-        yield _Line(", ".join(words), COLORS.get(method, OTHER), marker, found)
+        yield _Line(
+            name=", ".join(words),
+            color=_shade(COLORS.get(method, OTHER), place / len(values)),
+            marker=_MARKERS[place % len(_MARKERS)],
+            shift=_APART * (place - (len(values) - 1) / 2),
+            records=found,
+        )
+
+
+def _shade(color: str, share: float) -> tuple[float, float, float]:
+    """``color``, 80 % of a ``share`` of the way to white."""
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (c + 0.8 * share * (1 - c) for c in (red, green, blue))
+    return red, green, blue
 
 
 def _draw(axes: Any, line: _Line, xs: Sequence[float], what: str) -> None:
-    """Points and a band of their intervals; what lies outside the grid is a hollow triangle and not joined."""
+    """Points and their intervals; what lies outside the grid is a hollow triangle and not joined."""
+    from matplotlib.transforms import offset_copy
+
     points = [(x, r[what], r[f"{what}_interval"]) for x, r in zip(xs, line.records, strict=True)]
     inside = [(x, e["value"]) for x, e, _ in points if e["bound"] == "exact"]
+    beside = offset_copy(axes.transData, axes.figure, x=line.shift, units="points")
     if inside:
-        axes.plot(*zip(*inside, strict=True), marker=line.marker, color=line.color, label=line.name)
-    band = [(x, low["value"], high["value"]) for x, _, interval in points if interval for low, high in [interval]]
-    if band:
-        axes.fill_between(*zip(*band, strict=True), color=line.color, alpha=0.15, linewidth=0)
+        axes.plot(*zip(*inside, strict=True), marker=line.marker, color=line.color, label=line.name, transform=beside)
+    bars = [(x, low["value"], high["value"]) for x, _, interval in points if interval for low, high in [interval]]
+    if bars:
+        axes.vlines(*zip(*bars, strict=True), color=line.color, linewidth=1.2, transform=beside)
+    axes.update_datalim([*inside, *((x, y) for x, *ends in bars for y in ends)])  # which what stands beside does not
+    axes.autoscale_view()
     for x, estimate, _ in points:
         if estimate["bound"] != "exact":
             _draw_outside(axes, line, x, estimate, None if inside else line.name)

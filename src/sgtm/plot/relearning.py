@@ -28,6 +28,7 @@ _AT = {"step": float, "tokens": float, "forget_tokens": float, "loss": float}
 _CURVE = {"learning_rate": float, "reached": bool, "at": (_AT, None), "steps": int, "closest": {"loss": float}}
 _SUMMARY = {"best": float, "domain": str, "target": (float, None), "curves": [_CURVE]}
 _RECORD = _AT | {"learning_rate": float, "category": str}
+_PAPER_NAMES = {"weak": "filter", "strict": "strict_filter"}  # of runs, in configs/sweeps/wiki
 _APART = ("seed", "learning_rates")  # settings that make no line of its own
 
 
@@ -55,7 +56,8 @@ class Relearning:
     @property
     def color(self) -> str | None:
         """That of the method which made the start, as in all figures."""
-        return COLORS.get(self.name.partition("-")[0])
+        name = self.name.partition("-")[0]
+        return COLORS.get(_PAPER_NAMES.get(name, name))
 
     def curve(self, along: str) -> list[tuple[float, float]]:
         """(steps or tokens, forget loss in nats per token) of the best learning rate."""

@@ -15,6 +15,13 @@ def test_what_is_written_is_read_back(tmp_path):
     assert load(tmp_path / "c.yaml") == config
 
 
+def test_a_recipe_takes_a_mapping_away(tmp_path):
+    (tmp_path / "run.yaml").write_text("data: {path: d}\nmodel: {config: {model_type: llama}, attention: eager}\n")
+    (tmp_path / "warm.yaml").write_text("model: {config: null, from_pretrained: there}\n")
+    model = load(tmp_path / "run.yaml", tmp_path / "warm.yaml").model
+    assert (model.config, model.from_pretrained, model.attention) == ({}, "there", "eager")
+
+
 def test_recipes_stand_in_place_of_what_they_name(tmp_path):
     for name, text in {
         "run": "{seed: 1, train: {steps: 300, learning_rate: 1.0e-3}, model: {config: {model_type: llama}}}",

@@ -84,7 +84,7 @@ def test_the_figures_lines_are_the_records(records, figures):
     assert lines["sgtm, 8M"].get_xdata().tolist() == [100 * s for s in SHARES if s]
     assert lines["sgtm, 8M"].get_ydata() == pytest.approx([0.02] * 4)
     assert [axes.get_yscale() for axes in figures[0].axes] == ["log"] * 3
-    assert len(against_share.collections) == 4, "a band for each line"
+    assert len(against_share.collections) == 4, "intervals of each line"
     tokens = {line.get_label(): line for line in in_tokens.lines}
     assert tokens["sgtm, 8M"].get_xdata()[0] == 0, "no undiscovered token, and yet a token-equivalent"
     assert tokens["sgtm, 8M"].get_ydata().tolist() == pytest.approx([500, 200, 2000, 8000, 20_000])
