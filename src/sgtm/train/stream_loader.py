@@ -1,11 +1,12 @@
 """The loader of a stream, which says in each checkpoint where every process stands and goes on from there."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -24,13 +25,14 @@ class StreamLoader(TrainerCallback):
     def __init__(self, stream: ModeStream, args: TrainingArguments, collate: Callable[[list[Any]], Any]) -> None:
         self.stream, self.process, self.processes = stream, args.process_index, args.world_size
         stream.rank, stream.world = args.process_index, args.world_size
-        workers = args.dataloader_num_workers
+        workers, pinned = args.dataloader_num_workers, args.dataloader_pin_memory and args.device.type == "cuda"
         settings: dict[str, Any] = {"num_workers": workers, "snapshot_every_n_steps": _SNAPSHOT} if workers else {}
         kind: Any = _stateful_loader() if workers else DataLoader
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*set_vital.*")  # torchdata still calls what torch 2.13 deprecates
-            self.loader: Any = kind(stream, args.train_batch_size, collate_fn=collate, **settings)
-        self.state: Any = self.loader if workers else stream
+            loader: Any = kind(stream, args.train_batch_size, collate_fn=collate, pin_memory=pinned, **settings)
+        self.loader: Any = loader if args.device.type == "cpu" else OnDevice(loader, args.device, pinned)
+        self.state: Any = loader if workers else stream
 
     @classmethod
     def of(cls, rows: Any, args: TrainingArguments, collate: Callable[[list[Any]], Any]) -> "StreamLoader | None":
@@ -56,6 +58,20 @@ class StreamLoader(TrainerCallback):
 
     def _file(self, checkpoint: Path) -> Path:
         return checkpoint / f"stream-{self.process}-of-{self.processes}.pt"
+
+
+class OnDevice:
+    """A loader whose batches are on ``device`` when they come, as accelerate's are; for pinned ones nothing waits."""
+
+    def __init__(self, loader: Any, device: torch.device, pinned: bool) -> None:
+        self._loader, self._device, self._pinned = loader, device, pinned
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            yield send_to_device(batch, self._device, non_blocking=self._pinned)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def _stateful_loader() -> type[Any]:

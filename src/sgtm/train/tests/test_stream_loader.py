@@ -13,6 +13,7 @@ from sgtm.config import MODES, ConfigError, LabelConfig
 from sgtm.data.mixture import training_rows
 from sgtm.records import read_records
 from sgtm.train.run import train
+from sgtm.train.stream_loader import OnDevice
 from sgtm.train.tests.conftest import tiny_model
 from sgtm.train.tests.test_run import config_of, finished
 
@@ -129,3 +130,13 @@ def test_what_makes_no_sense_is_refused(config, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         train(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_batches_come_on_their_device_and_modes_stay_the_hosts():
+    """Trainer moves what is not there already, and waits for it."""
+    batches = [{"input_ids": torch.ones(2, 3), "mode": np.array([0, 1])}]
+    loader = OnDevice(batches, torch.device("meta"), pinned=False)
+    (batch,) = loader
+    assert batch["input_ids"].device.type == "meta"
+    assert batch["mode"] is batches[0]["mode"]
+    assert loader.index(batches[0]) == 0, "what else a loader has is there too"
