@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Warm starts of the mixed recipe on the CPU preset, as many steps in all as recipes-cpu.yaml has: an ordinary model reads 100 steps of
-# what a filter leaves, then 300 steps of both languages with forget units that it had already (own; two heads alone: heads) or
-# that it is given (added).
+# what a filter leaves, then 300 steps of all data with forget units that it had (two heads; one head and neurons), that it is given
+# (neurons), or with none.
 #   scripts/tinystories/warm_start.sh --preset cpu [--seeds "0 1 2"] [--dry-run]
 source "$(dirname "$0")/../preset.sh"
 [[ $preset == cpu ]] || { echo "warm_start.sh has no --preset $preset; use --preset cpu" >&2; exit 2; }
@@ -19,11 +19,10 @@ train() { # NAME [OPTIONS]: the run, unless it is complete
   [[ -e $out/$1/model ]] || ${run[@]+"${run[@]}"} sgtm train configs/tinystories/cpu.yaml "${@:2}" --run-dir "$out/$1" --seed "$seed"
 }
 for seed in $seeds; do
-  start=$out/start-seed$seed
-  warm=("$start/warm.yaml" --train.steps 300)
+  warm=(recipes/warm.yaml --model.from-pretrained "$out/start-seed$seed/model" --train.steps 300)
   train "start-seed$seed" --method filter --train.steps 100
-  [[ ${run[*]+set} ]] || echo "model: {config: null, from_pretrained: $start/model}" >"$start/warm.yaml"
-  train "warm_own-seed$seed" "${warm[@]}"
-  train "warm_heads-seed$seed" "${warm[@]}" --partition.heads 2 --partition.neurons 0
-  train "warm_added-seed$seed" "${warm[@]}" --model.expand --partition.heads 0 --partition.neurons 64
+  train "warm_heads-seed$seed" "${warm[@]}"
+  train "warm_own-seed$seed" "${warm[@]}" --partition.heads 1 --partition.neurons 32
+  train "warm_added-seed$seed" "${warm[@]}" --partition.heads 0 --partition.neurons 64 --model.expand
+  train "warm_none-seed$seed" "${warm[@]}" --method none
 done
