@@ -73,16 +73,22 @@ def export(
 def without_units(model: PreTrainedModel, sgtm: SGTM, without: Sequence[str] = ()) -> PreTrainedModel:
     """The stock model that ``export`` would write, in memory; ``model`` stays as it is.
 
+    A bias of the head that a checkpoint has no place for (``model.head_bias``) is there: the model computes what the
+    ablated one computes.
+
     Args:
         without: the domains to remove; all by default.
 
     Raises:
-        ConfigError: an unknown domain, or a bias of the head that a stock model has no place for.
+        ConfigError: an unknown domain.
     """
     check_has_head(model)
-    _check_head_bias(model)
     plain = stock(model)
-    return _without(plain, on_stock(plain, sgtm.partition), sgtm.partition.select_domains(without))[0]
+    smaller = _without(plain, on_stock(plain, sgtm.partition), sgtm.partition.select_domains(without))[0]
+    if (bias := _head_bias(model)) is not None:
+        head: Any = smaller.get_output_embeddings()
+        head.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    return smaller
 
 
 def _write(
@@ -203,12 +209,19 @@ def _without(
     return smaller, cut, {name: total[name] - cut[name] for name in cut}
 
 
+def _head_bias(model: PreTrainedModel) -> Tensor | None:
+    """The head's bias of the GPT-Neo classes of this package; None where it changes nothing."""
+    head: Any = model.get_output_embeddings()
+    bias: Tensor | None = head.bias if model.config.model_type == "gpt_neo_sgtm" else None
+    return None if bias is None or not bool(bias.any()) else bias
+
+
 def _check_head_bias(model: PreTrainedModel) -> None:
-    bias = model.get_output_embeddings().bias if model.config.model_type == "gpt_neo_sgtm" else None
-    if bias is not None and bool(bias.any()):
+    if _head_bias(model) is not None:
         raise ConfigError(
             "the head's bias is not zero, and a stock checkpoint has no place for it: train without "
-            "model.head_bias (the default), or keep the model as it is with save_pretrained and load it with sgtm"
+            "model.head_bias (the default), or keep the model as it is with save_pretrained and load it with sgtm; "
+            "evaluation, attacks and audits take the run as it is"
         )
 
 

@@ -47,7 +47,7 @@ def open_model(path: Path) -> Opened:
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             model = load_checkpoint(folder, "write the checkpoint anew")
-            own = model.sgtm if isinstance(model, GPTNeoForCausalLMSGTM) else None
+            own = model.sgtm if isinstance(model, GPTNeoForCausalLMSGTM) and model.config.layers else None
             return Opened(path, model, own, None, _tokenizer(folder))
     raise ConfigError(
         f"{path} holds no model; give the folder of a finished run, of an export, or of a Hugging Face checkpoint"

@@ -137,6 +137,8 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     set_seed(config.seed)
     model, sgtm = new_model(config, data)
     check_context(model, data)
+    if config.model.head_bias and is_first_process():
+        print("model.head_bias: a stock checkpoint has no place for it, so this model can be attacked, not exported")
     evaluation = Evaluation(config, model, sgtm, data)
     preflight(config, folder, model, sgtm, rows, evaluation.test)
     stream = stream_of(config, method, data, model)

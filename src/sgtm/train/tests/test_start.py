@@ -7,11 +7,13 @@ import torch
 
 from sgtm.config import ConfigError, DataConfig
 from sgtm.model.export import without_units
-from sgtm.train.opening import Opened
+from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
+from sgtm.train.opening import Opened, open_model
 from sgtm.train.start import check_fits, data_for, domain_of, match, start_model
 from sgtm.train.tests.conftest import masked, tiny_model
 
 STEPS = 8
+SIZES = {"vocab_size": 300, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 16}
 
 
 def opened(model=None):
@@ -48,6 +50,31 @@ def test_all_kinds_compute_what_the_ablated_model_computes(units):
     removed = logits(start_model(found, units).cpu())
     torch.testing.assert_close(removed, expected, rtol=1e-5, atol=1e-6)  # sums in another order where units are cut
     assert not torch.allclose(removed, intact, atol=1e-3)
+
+
+@pytest.mark.parametrize("units", ["absent", "zero", "init"])
+def test_a_bias_of_the_head_stays(units):
+    """The paper's models have one."""
+    model = GPTNeoForCausalLMSGTM(GPTNeoSGTMConfig(**SIZES, retain_mlp_dim=48, retain_attn_heads=3))
+    for p in model.parameters():
+        p.data += 0.01
+    model.lm_head.bias.data.normal_()
+    with model.sgtm.forward("retain"):
+        expected = logits(model)
+    started = start_model(Opened(None, model, model.sgtm, None, None), units).cpu()
+    torch.testing.assert_close(logits(started), expected, rtol=1e-5, atol=1e-5)
+    assert started.lm_head.bias.requires_grad
+    train(started)
+
+
+def test_a_model_of_the_papers_class_without_units_is_taken_as_it_is(tmp_path):
+    """What RMU leaves of an ordinary model with a bias of the head."""
+    model = GPTNeoForCausalLMSGTM(GPTNeoSGTMConfig(**SIZES, masked_layers=[]))
+    model.lm_head.bias.data.fill_(1.0)
+    model.save_pretrained(tmp_path / "model")
+    found = open_model(tmp_path)
+    assert found.sgtm is None
+    assert torch.equal(logits(start_model(found, "absent").cpu()), logits(model))
 
 
 def test_zero_units_have_no_gradient_and_stay_dead():
