@@ -1050,7 +1050,9 @@ def _overlaid(values: Any, laid: Any) -> Any:
     """``laid`` over ``values``, key by key in mappings."""
     if not isinstance(values, Mapping) or not isinstance(laid, Mapping):
         return laid
-    return {**values, **{key: _overlaid(values.get(key), value) for key, value in laid.items()}}
+    taken = {key for key, value in laid.items() if value is None and isinstance(values.get(key), Mapping)}
+    merged = {**values, **{key: _overlaid(values.get(key), value) for key, value in laid.items()}}
+    return {key: value for key, value in merged.items() if key not in taken}
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -1136,15 +1138,26 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any], where:
     return changed
 
 
-def build(cls: type[T], values: Any, where: str) -> T:
-    """An instance of the dataclass ``cls`` from plain ``values``; ``where`` begins the error messages."""
+def build(cls: type[T], values: Any, where: str, start: T | None = None) -> T:
+    """An instance of the dataclass ``cls`` from plain ``values``; ``where`` begins the error messages.
+
+    Args:
+        start: what all else is taken from; by default the class's own defaults.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: {shown(values)} is no mapping of keys to values")
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
             raise ConfigError(f"{where}: unknown key {shown(key)}{nearest(key, hints)} (known: {', '.join(hints)})")
-    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    defaults = {f.name: f.default_factory for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    found = {
+        key: build(hints[key], {} if value is None else value, f"{where}: {key}", defaults[key]())  # type: ignore[operator]
+        if dataclasses.is_dataclass(hints[key]) and defaults[key] is not dataclasses.MISSING
+        else _value(hints[key], value, f"{where}: {key}")
+        for key, value in values.items()
+    }
+    return cls(**found) if start is None else dataclasses.replace(start, **found)  # type: ignore[type-var]
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

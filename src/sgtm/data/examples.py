@@ -19,15 +19,20 @@ from sgtm.data.tokenize import UNLABELED
 NOT_SHOWN = -2  # the code of a row that nobody labelled by hand
 _BATCH = 1000  # rows that are read, and classified, together
 _SHOWN = 6  # values that an error names
-_MOST_EXAMPLES = 20_000  # of a column: more are a random sample
+_MOST_EXAMPLES = 20_000  # to learn from: more are a random sample
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts that somebody labelled: (texts,) codes of domains, or ``NO_DOMAIN``."""
+    """Texts that somebody labelled: (texts,) codes of domains, or ``NO_DOMAIN``.
+
+    Args:
+        by_hand: the codes of all labelled texts of a file, of which ``texts`` may be a sample.
+    """
 
     texts: list[str]
     codes: NDArray[np.int64]
+    by_hand: dict[str, int]
 
     def of(self, where: NDArray[np.bool_]) -> list[str]:
         return [text for text, chosen in zip(self.texts, where, strict=True) if chosen]
@@ -35,6 +40,8 @@ class Examples:
     @property
     def hash(self) -> str:
         shown = json.dumps([self.texts, self.codes.tolist()], ensure_ascii=False)
+        if len(self.by_hand) > len(self.texts):
+            shown += json.dumps(self.by_hand, ensure_ascii=False)
         return hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -45,7 +52,7 @@ def from_file(name: str, config: ClassifyConfig) -> Examples:
         raise ConfigError(
             f"{name} must have the columns {config.text_column} and category (or label); it has {columns}"
         )
-    return _examples(rows, column, config, name)
+    return _examples(rows, column, config, name, keep=True)
 
 
 def from_column(rows: Any, column: str | None, config: ClassifyConfig) -> Examples:
@@ -53,8 +60,8 @@ def from_column(rows: Any, column: str | None, config: ClassifyConfig) -> Exampl
     return _examples(rows.select_columns(list({config.text_column, column})), column, config, f"column {column}")
 
 
-def _examples(rows: Any, column: str, config: ClassifyConfig, where: str) -> Examples:
-    """Labelled texts, each once; of very many a random sample."""
+def _examples(rows: Any, column: str, config: ClassifyConfig, where: str, keep: bool = False) -> Examples:
+    """Labelled texts, each once; of very many a random sample, and all of them where they are to be kept."""
     found: dict[str, int] = {}
     values: Counter[str] = Counter()
     for table in tables(rows):
@@ -63,9 +70,9 @@ def _examples(rows: Any, column: str, config: ClassifyConfig, where: str) -> Exa
             if code != NOT_SHOWN and text.strip():
                 values[value] += 1
                 found.setdefault(text, code)
-        if len(found) > 2 * _MOST_EXAMPLES:
+        if len(found) > 2 * _MOST_EXAMPLES and not keep:
             found = _sample(found, config.seed)
-    found = _sample(found, config.seed)
+    by_hand, found = found if keep else {}, _sample(found, config.seed)
     for value in config.values.values():
         if not values[value]:
             common = ", ".join(f"{name!r} {n} times" for name, n in values.most_common(_SHOWN)) or "no labels at all"
@@ -74,7 +81,7 @@ def _examples(rows: Any, column: str, config: ClassifyConfig, where: str) -> Exa
                 f"{where} has no example labelled {value!r} (it has {common}{more})"
                 f"{nearest(value, values) if not more else ''}; name what is to be removed with --domains"
             )
-    return Examples(list(found), np.array(list(found.values()), np.int64))
+    return Examples(list(found), np.array(list(found.values()), np.int64), by_hand)
 
 
 def _sample(found: dict[str, int], seed: int) -> dict[str, int]:

@@ -98,7 +98,7 @@ class _Labeller:
     ) -> None:
         self.classifier, self.column, self.config = classifier, column, config
         self.thresholds = [Thresholds(**manifest["thresholds"][name]) for name in config.values]
-        self.by_hand = dict(zip(shown.texts, shown.codes.tolist(), strict=True))
+        self.by_hand = shown.by_hand
         self.names = pa.array([*config.values, "retain", UNLABELED])
 
     def __call__(self, table: pa.Table) -> pa.Table:

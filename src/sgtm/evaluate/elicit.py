@@ -28,6 +28,7 @@ from sgtm.config import ConfigError, ElicitConfig, Stream
 from sgtm.data.labels import Codes
 from sgtm.data.mixture import Rows, collate
 from sgtm.evaluate.loss import evaluate_loss, evaluating
+from sgtm.model.loading import context_of
 
 _LEAST = 2  # tokens of a row: one that is given, one that is predicted
 
@@ -87,7 +88,7 @@ def cut(rows: Rows, model: PreTrainedModel, config: ElicitConfig) -> Rows:
     Raises:
         ConfigError: the prompt leaves none at all.
     """
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     if context - config.length < _LEAST:
         raise ConfigError(
             f"elicit.length={config.length} leaves {max(0, context - config.length)} tokens of a context of {context}; "

@@ -18,6 +18,7 @@ from sgtm.config import ConfigError, Stream
 from sgtm.data.labels import Codes
 from sgtm.data.mixture import Rows
 from sgtm.evaluate.loss import Loss, evaluate_loss
+from sgtm.model.loading import context_of
 
 _SCORED = 4  # one part in
 
@@ -70,7 +71,7 @@ def few_shot_losses(
     Raises:
         ConfigError: the context has no room for so many shots, or there are not as many rows.
     """
-    context, most = model.config.max_position_embeddings, max(counts)
+    context, most = context_of(model), max(counts)
     scored = context // _SCORED
     length = (context - scored) // max(1, most)
     if length < 3 or scored < 2:

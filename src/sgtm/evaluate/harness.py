@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sgtm.config import ConfigError, nearest
 from sgtm.evaluate.loss import rows_that_fit
 from sgtm.evaluate.scores import Answers
+from sgtm.model.loading import context_of
 
 _SEED = 1234  # the harness's own, of few-shot examples
 _MEAN = get_aggregation("mean")
@@ -127,7 +128,7 @@ class Scorer(HFLM):  # type: ignore[misc]
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64, precision: str = "fp32"
     ) -> None:
-        longest = int(model.config.max_position_embeddings)
+        longest = context_of(model)
         with quiet():
             super().__init__(
                 pretrained=model,

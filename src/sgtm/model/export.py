@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from sgtm.config import ConfigError
 from sgtm.model.card import Export, Losses, model_card
+from sgtm.model.loading import context_of
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition, Slice
 from sgtm.model.sublayers import UNITS, layers_of
@@ -227,7 +228,7 @@ def _check_head_bias(model: PreTrainedModel) -> None:
 
 def _probe(model: PreTrainedModel) -> Tensor:
     tokens = torch.randint(model.config.vocab_size, _PROBE, generator=torch.Generator().manual_seed(0))
-    return tokens[:, : model.config.max_position_embeddings].to(model.device)
+    return tokens[:, : context_of(model)].to(model.device)
 
 
 @torch.no_grad()

@@ -12,6 +12,11 @@ from sgtm.model.attention import use_attention
 _SHOWN = 3  # names in a message
 
 
+def context_of(model: PreTrainedModel, unlimited: int = 2048) -> int:
+    """The positions that a model has; ``unlimited`` where it can have any number (BLOOM)."""
+    return int(getattr(model.config, "max_position_embeddings", None) or unlimited)
+
+
 def load_checkpoint(path: str | Path, remedy: str, attention: str | None = None, **options: Any) -> PreTrainedModel:
     """The causal language model of a Hugging Face checkpoint.
 

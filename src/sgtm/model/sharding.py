@@ -5,13 +5,15 @@ slice of a DTensor is a redistributed *copy*: what is written to it is lost with
 of weights, gradients or optimizer state goes by ``local`` and ``local_range``.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, distribute_tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -38,19 +40,32 @@ def local_range(tensor: Tensor, dim: int, start: int, stop: int) -> tuple[int, i
     """
     if not isinstance(tensor, DTensor):
         return start, stop
-    here = [place if place.is_shard(dim) else Replicate() for place in tensor.placements]
-    numbers = torch.arange(tensor.shape[dim], device=local(tensor).device)
-    numbers = numbers.reshape(-1, *(1,) * dim).transpose(0, dim)  # along `dim`, so that the placements fit
-    found = distribute_tensor(numbers, tensor.device_mesh, here, src_data_rank=None).to_local().flatten()
-    if not len(found):
-        return 0, 0
-    first, last = int(found[0]), int(found[-1]) + 1
-    if last - first != len(found):
+    here = tuple(place if place.is_shard(dim) else Replicate() for place in tensor.placements)
+    held = _held(tensor.device_mesh, here, tensor.shape[dim], dim, local(tensor).device)
+    if held is None:
         raise ValueError(
             f"a parameter of shape {tuple(tensor.shape)} is sharded as {tensor.placements}, not in runs along {dim}; "
             "use fully_shard with its default placement"
         )
+    first, last = held
     return min(max(start, first), last) - first, min(max(stop, first), last) - first
+
+
+@cache
+def _held(
+    mesh: DeviceMesh, placements: tuple[Placement, ...], size: int, dim: int, device: torch.device
+) -> tuple[int, int] | None:
+    """Which of ``size`` elements along ``dim`` this process holds, found out once: the host waits for it to be told.
+
+    None if they are no run.
+    """
+    numbers = torch.arange(size, device=device)
+    numbers = numbers.reshape(-1, *(1,) * dim).transpose(0, dim)  # along `dim`, so that the placements fit
+    found = distribute_tensor(numbers, mesh, placements, src_data_rank=None).to_local().flatten()
+    if not len(found):
+        return 0, 0
+    first, last = int(found[0]), int(found[-1]) + 1
+    return (first, last) if last - first == len(found) else None
 
 
 def whole(tensor: Tensor) -> Tensor:

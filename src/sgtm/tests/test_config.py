@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgtm.config import ConfigError, RunConfig, TrainConfig, build, dump, load
+from sgtm.config import AuditConfig, ConfigError, RunConfig, TrainConfig, build, dump, load
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -20,6 +20,18 @@ def test_a_recipe_takes_a_mapping_away(tmp_path):
     (tmp_path / "warm.yaml").write_text("model: {config: null, from_pretrained: there}\n")
     model = load(tmp_path / "run.yaml", tmp_path / "warm.yaml").model
     assert (model.config, model.from_pretrained, model.attention) == ({}, "there", "eager")
+
+
+def test_a_recipe_takes_a_domain_away(tmp_path):
+    (tmp_path / "run.yaml").write_text("partition: {domains: {bio: {heads: 1}, cyber: {heads: 1}}}\n")
+    (tmp_path / "one.yaml").write_text("partition: {domains: {cyber: null}}\n")
+    assert load(tmp_path / "run.yaml", tmp_path / "one.yaml").partition.domains == {"bio": {"heads": 1}}
+
+
+def test_a_section_keeps_the_defaults_of_what_it_is_in():
+    audit = build(AuditConfig, {"evaluate": {"batch_size": 32}, "elicit": None}, "audit")
+    assert (audit.evaluate.rows, audit.evaluate.batch_size) == (200, 32)
+    assert audit.elicit == AuditConfig().elicit
 
 
 def test_recipes_stand_in_place_of_what_they_name(tmp_path):

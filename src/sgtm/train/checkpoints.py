@@ -110,6 +110,13 @@ def last_sound(folder: Path, steps: int, run: str) -> Path | None:
     return None
 
 
+def keep_latest(folder: Path, number: int | None) -> None:
+    """Remove all checkpoints in ``folder`` but the latest; None keeps all."""
+    for old in list(checkpoints_of(folder).values())[:-number] if number else ():
+        (old / SEAL).unlink()  # first: half a checkpoint is none
+        shutil.rmtree(old)
+
+
 class Keeper(TrainerCallback):
     """Seals each checkpoint and then removes the oldest ones; nothing is kept of a model that is no longer finite.
 
@@ -128,10 +135,8 @@ class Keeper(TrainerCallback):
             return
         folder = Path(str(args.output_dir))
         seal(folder / f"{_NAME}{state.global_step}", self.run)
-        if self.keep is not None:
-            for old in list(checkpoints_of(folder).values())[: -self.keep]:
-                (old / SEAL).unlink()  # first: half a checkpoint is none
-                shutil.rmtree(old)
+        if self.keep is not None:  # the last one is none to go on from, until the model is written
+            keep_latest(folder, self.keep + (state.global_step >= state.max_steps))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop where the loss is no number."""

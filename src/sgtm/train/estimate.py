@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from sgtm.config import ConfigError, RunConfig
 from sgtm.data.conditional import Control
 from sgtm.data.mixture import PreparedData, Rows, step_draw_chances
+from sgtm.model.loading import context_of
 from sgtm.train.run import (
     Method,
     check_context,
@@ -168,7 +169,7 @@ def _print_total(costs: Sequence[tuple[Cost, int]], tokens_per_second: float | N
 
 def _without_data(config: RunConfig, model: PreTrainedModel, why: str) -> Cost:
     """The most that a run can take."""
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     size = f"a vocabulary of {model.config.vocab_size:,}" if "vocab_size" not in config.model.config else ""
     rows = f"every row as long as the model's context, {context} tokens"
     assumed = f"{' and '.join(filter(None, (rows, size)))} ({why})"

@@ -37,8 +37,12 @@ def preflight(
     sgtm: SGTM | None,
     train: Rows,
     test: dict[Category, Rows],
+    device: torch.device,
 ) -> None:
     """Try what the run will need, at ``folder`` and on a few rows; nothing is changed.
+
+    Args:
+        device: where the run computes; the model is there afterwards.
 
     Raises:
         ConfigError: the disk or the GPU is too small.
@@ -46,8 +50,10 @@ def preflight(
     """
     needs = needs_of(config, model.num_parameters())
     check_disk(needs, folder)
-    check_memory(needs, torch.device("cuda") if torch.cuda.is_available() else model.device)
-    try_everything(config, model, sgtm, train, test)
+    check_memory(needs, device)
+    model.to(device)  # type: ignore[arg-type]
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        try_everything(config, model, sgtm, train, test)
 
 
 def needs_of(config: RunConfig, num_parameters: int) -> Needs:
@@ -65,10 +71,11 @@ def needs_of(config: RunConfig, num_parameters: int) -> Needs:
 def check_disk(needs: Needs, folder: Path) -> None:
     """Raise a ConfigError if what the run writes does not fit on the disk."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    written = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
+    free = shutil.disk_usage(there).free + written  # a run that goes on has some of its checkpoints already
     if free < needs.disk:
         raise ConfigError(
-            f"{folder} has {_gb(free)} free and the run writes up to {_gb(needs.disk)} (checkpoints with the "
+            f"{folder} has room for {_gb(free)} and the run writes up to {_gb(needs.disk)} (checkpoints with the "
             "optimizer's state, and the model); free some space, or set train.keep_checkpoints=1"
         )
 
@@ -134,4 +141,4 @@ def _named(what: str) -> Iterator[None]:
 
 
 def _gb(size: int) -> str:
-    return f"{size / 2**30:.1f} GB"
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.1f} MB"

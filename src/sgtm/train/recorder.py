@@ -59,6 +59,8 @@ class Recorder(TrainerCallback):
         self._append(state, THROUGHPUT, {"step": state.global_step, **reading.as_record()})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_save:  # so that what is logged next begins where a resumed run does
+            control.should_log = True
         last = state.global_step >= state.max_steps
         if (last or (self.every and state.global_step % self.every == 0)) and self.evaluated_at != state.global_step:
             self.evaluated_at = state.global_step

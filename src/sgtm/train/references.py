@@ -163,7 +163,10 @@ def _read(folder: Path) -> Trained:
     """A finished run; what it is said to have seen is what it recorded."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} holds no run; give folders written by `sgtm train`")
-    run = _trained(folder, load(folder / "config.yaml"))
+    config = load(folder / "config.yaml")
+    if config.stream.source:
+        raise ConfigError(f"{folder} was trained on a stream, whose tokens are not known; leakage needs prepared data")
+    run = _trained(folder, config)
     if not run.is_finished:
         raise ConfigError(f"{folder} holds no finished run; train it to its end, or --resume it")
     _check_tokens(run)

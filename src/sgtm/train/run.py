@@ -33,7 +33,7 @@ from sgtm.model.build import build_model, mask
 from sgtm.model.card import Export
 from sgtm.model.export import export
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
-from sgtm.model.loading import load_checkpoint
+from sgtm.model.loading import context_of, load_checkpoint
 from sgtm.model.masking import SGTM
 from sgtm.model.sharding import whole_weights
 from sgtm.model.strategies import STRATEGIES
@@ -46,6 +46,7 @@ from sgtm.train.checkpoints import (
     Stopper,
     damage_of,
     is_first_process,
+    keep_latest,
     last_sound,
     seal,
     told_how_to_go_on,
@@ -140,9 +141,10 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     if config.model.head_bias and is_first_process():
         print("model.head_bias: a stock checkpoint has no place for it, so this model can be attacked, not exported")
     evaluation = Evaluation(config, model, sgtm, data)
-    preflight(config, folder, model, sgtm, rows, evaluation.test)
-    stream = stream_of(config, method, data, model)
     t, arguments = config.train, training_arguments(config, folder)
+    device = model.device if t.arguments.get("fsdp") else arguments.device  # one device may not hold what is sharded
+    preflight(config, folder, model, sgtm, rows, evaluation.test, device)
+    stream = stream_of(config, method, data, model)
     trainer = SGTMTrainer(
         model,
         arguments,
@@ -154,7 +156,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
         _share(t.core_robustness, method.core_robustness),
         t.one_pass,
         forget_lr_end=t.forget_lr_end,
-        sampler=sampler if stream is None else None,
+        sampler=sampler,
         optimizer_cls_and_kwargs=muon(model, t.learning_rate, (t.beta1, t.beta2)) if t.optimizer == "muon" else None,
         train_dataset=rows if stream is None else stream,
         processing_class=data.tokenizer,
@@ -162,15 +164,18 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> Run:
     trainer.meter.peak_tflops = t.peak_tflops
     guard(trainer)
     recorder = Recorder(folder, evaluation, config.evaluate.every, trainer, report=bool(arguments.report_to))
-    _start_folder(config, folder, counts if stream is None else {}, model, sgtm)
-    trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # first: what is not finite is not evaluated
+    _start_folder(config, folder, counts, model, sgtm)
+    stopper = Stopper()
+    trainer.add_callback(stopper)  # first: what it asks to be saved is looked at too
+    trainer.add_callback(Keeper(_id_of(folder), t.keep_checkpoints))  # then: what is not finite is not evaluated
     trainer.add_callback(recorder)
     use_cache = model.config.use_cache
-    _run(trainer, folder, checkpoint)
+    _run(trainer, stopper, folder, checkpoint)
     model.config.use_cache = use_cache  # Trainer turns it off
     weights = whole_weights(model)
     if trainer.is_world_process_zero():
         save_model(model, data.tokenizer, folder / "model", weights)
+        keep_latest(folder / "checkpoints", t.keep_checkpoints)
         _leave_generations(trainer, folder, evaluation)
     assert evaluation.bias is not None
     return Run(model, sgtm, data, evaluation.losses, evaluation.bias)
@@ -182,14 +187,13 @@ def _tune() -> None:
         print("malloc keeps freed memory (mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GiB): fewer page faults a step")
 
 
-def _run(trainer: SGTMTrainer, folder: Path, checkpoint: str | None) -> None:
+def _run(trainer: SGTMTrainer, stopper: Stopper, folder: Path, checkpoint: str | None) -> None:
     """Train to the end, or to where a signal or an error ends it.
 
     Raises:
         RunError: a signal has ended it, the loss is no number, or the disk is full.
     """
-    stopper, go_on = Stopper(), f"go on with `sgtm train {folder / 'config.yaml'} --run-dir {folder} --resume`"
-    trainer.add_callback(stopper)
+    go_on = f"go on with `sgtm train {folder / 'config.yaml'} --run-dir {folder} --resume`"
     with stopper.listening(), told_how_to_go_on(folder / "checkpoints", go_on):
         trainer.train(resume_from_checkpoint=checkpoint)
     if stopper.stopped_at is not None and stopper.asked is not None:
@@ -458,8 +462,7 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         "output_dir": str(folder / "checkpoints"),
         "max_steps": t.steps,
         "learning_rate": t.learning_rate,
-        "lr_scheduler_type": "cosine_warmup_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.0, "warmup_lr_rate": _WARMUP_START},
+        **({} if "lr_scheduler_type" in t.arguments else _SCHEDULE),
         "warmup_steps": t.warmup_steps,
         "weight_decay": t.weight_decay,
         "adam_beta1": t.beta1,
@@ -490,6 +493,12 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         raise ConfigError(f"train: transformers.TrainingArguments refuses this: {error}") from error
     _check_loggers(arguments.report_to)
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
+
+
+_SCHEDULE: dict[str, Any] = {
+    "lr_scheduler_type": "cosine_warmup_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.0, "warmup_lr_rate": _WARMUP_START},
+}
 
 
 def _name_of(optimizer: str) -> str:
@@ -529,7 +538,7 @@ def save_model(
 
 def check_context(model: PreTrainedModel, data: PreparedData) -> None:
     """Raise a ConfigError if ``data`` has rows that are longer than ``model`` has positions."""
-    longest, context = data.longest, model.config.max_position_embeddings
+    longest, context = data.longest, context_of(model, data.longest)
     if longest > context:
         tokens = "tokens" if data.control is None else "tokens, control tokens included,"
         raise ConfigError(
@@ -551,8 +560,13 @@ def _with_batch_size(arguments: TrainingArguments, batch_size: int, micro: int |
 
 def labelled_rows(
     config: RunConfig, method: Method, rows: Rows, control: Control | None = None
-) -> tuple[Rows, Sampler[Any], dict[str, dict[str, int]]]:
-    """Training rows, their order, and counts of labels and modes (none where each step draws its own)."""
+) -> tuple[Rows, Sampler[Any] | None, dict[str, dict[str, int]]]:
+    """Training rows, their order, and counts of labels and modes (none where each step draws its own).
+
+    A stream, which takes the rows' place, has neither order nor counts.
+    """
+    if config.stream.source:
+        return rows, None, {}
     t, rows = config.train, rows.labelled_by(config.labels)
     if t.mixing == "step_draw":
         chances = step_draw_chances(rows, config.labels, method.use)
@@ -572,10 +586,13 @@ def stream_of(config: RunConfig, method: Method, data: PreparedData, model: PreT
     if not config.stream.source:
         return None
     if config.labels.is_noisy:
-        raise ConfigError("a stream has labels of its own; leave out labels.undiscovered, tpr, fpr, precision, recall")
+        raise ConfigError(
+            "a stream has labels of its own; set labels.undiscovered, tpr, fpr, precision, recall to null "
+            "(--labels.undiscovered None)"
+        )
     if config.train.mixing != "example":
         raise ConfigError(f"train.mixing={config.train.mixing} needs to know all rows; a stream mixes them by example")
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     return open_stream(config.stream, config.partition.names, method.use, data.tokenizer, context, config.seed)
 
 

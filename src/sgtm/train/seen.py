@@ -100,6 +100,7 @@ def _epochs(config: RunConfig, rows: Rows) -> Iterator[Counts]:
     else:
         labelled, sampler, _ = labelled_rows(config, method, rows)
         predicted = _predicted_tokens(labelled)
+    assert sampler is not None, "a stream has no order of its own"
     for epoch in count():
         sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         order, tokens = _in_order(list(sampler), predicted)

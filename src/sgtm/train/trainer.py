@@ -102,6 +102,8 @@ class SGTMTrainer(Trainer):
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             kwargs["train_dataset"] = ModeStream(kwargs["train_dataset"], seed=args.seed)
         super().__init__(model, args, **kwargs)
+        if self.label_smoother is not None:  # Trainer shifts the labels of the classes that it knows alone
+            self.label_smoother: Any = partial(self.label_smoother, shift_labels=True)
         self.stream = StreamLoader.of(self.train_dataset, self.args, ModesOnHost(self.data_collator))
         if self.args.n_gpu > 1:
             raise ConfigError(

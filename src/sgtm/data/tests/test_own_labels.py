@@ -267,6 +267,23 @@ def test_several_domains(tmp_path):
     assert set(manifest["labels"]) >= {"bio", "state", "retain"}
 
 
+def test_what_somebody_labelled_stays_where_a_sample_is_learned_from(tmp_path, monkeypatch):
+    """All of it, though the classifier would say otherwise."""
+    monkeypatch.setattr("sgtm.data.examples._MOST_EXAMPLES", 200)
+    rows = rows_of(600, seed=1)
+    other = {"forget": "retain", "retain": "forget"}
+    rows = [
+        row | {"category": other[row["category"]] if i % 20 == 0 else row["category"]} for i, row in enumerate(rows)
+    ]
+    examples, source = write(tmp_path / "examples.parquet", rows), write(tmp_path / "x.parquet", rows)
+    label_texts(source, ClassifyConfig(tmp_path / "out", **TARGETS), examples=examples)
+    said = dict(zip(*(read(tmp_path / "out")[c].to_pylist() for c in ("text", "label")), strict=True))
+    first = {}
+    for row in rows:
+        first.setdefault(row["text"], row["category"])
+    assert said == first
+
+
 def test_values_can_be_numbers(tmp_path):
     rows = [{"text": r["text"], "label": int(r["category"] == "forget")} for r in rows_of(300, seed=1)]
     examples = write(tmp_path / "examples.parquet", rows)

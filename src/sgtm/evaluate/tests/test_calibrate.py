@@ -122,6 +122,14 @@ def test_only_the_bias_is_fitted_and_it_is_that_of_the_ablated_model(model, sgtm
     torch.testing.assert_close(fit_bias(model, rows, config, seed=4), bias, rtol=1e-3, atol=1e-4)
 
 
+def test_kernels_may_round_by_the_size_of_a_batch(model, rows):
+    def rounded(module, args, output):
+        output.last_hidden_state *= 1 + 0.01 * len(output.last_hidden_state)
+
+    model.base_model.register_forward_hook(rounded)
+    fit_bias(model, rows, CalibrateConfig(steps=1))
+
+
 def test_a_family_that_caps_its_logits_is_refused(model, rows):
     model.register_forward_hook(lambda m, a, out: setattr(out, "logits", out.logits.tanh()))
     with pytest.raises(ValueError, match="not its head's output"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from sgtm.config import RunError, StoppedError, dump
 from sgtm.records import read_records
 from sgtm.train.checkpoints import SEAL, checkpoints_of, fault_of, last_sound, seal
-from sgtm.train.run import train
+from sgtm.train.preflight import needs_of
+from sgtm.train.run import data_of, new_model, train
 from sgtm.train.tests.test_run import config_of
 
 
@@ -115,17 +117,32 @@ def test_older_checkpoints_go_once_the_new_one_is_sealed(prepared, tmp_path):
 
 
 def signal_at(step, number, monkeypatch):
-    """Send this process a signal once the step is done."""
-    from sgtm.train.recorder import Recorder
+    """Send this process a signal in the course of a step."""
+    from sgtm.train.trainer import SGTMTrainer
 
-    on_step_end = Recorder.on_step_end
+    training_step = SGTMTrainer.training_step
 
-    def and_signal(self, args, state, control, **kwargs):
-        if state.global_step == step:
+    def and_signal(self, *args):
+        if self.state.global_step == step - 1:
             os.kill(os.getpid(), number)
-        return on_step_end(self, args, state, control, **kwargs)
+        return training_step(self, *args)
 
-    monkeypatch.setattr(Recorder, "on_step_end", and_signal)
+    monkeypatch.setattr(SGTMTrainer, "training_step", and_signal)
+
+
+def poison_at(step, monkeypatch):
+    """Weights that are no number, from the step after this one on."""
+    from sgtm.train.trainer import SGTMTrainer
+
+    training_step = SGTMTrainer.training_step
+
+    def poisoned(self, model, inputs, *args):
+        if self.state.global_step == step:
+            with torch.no_grad():
+                next(model.parameters()).mul_(float("nan"))
+        return training_step(self, model, inputs, *args)
+
+    monkeypatch.setattr(SGTMTrainer, "training_step", poisoned)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -147,18 +164,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint(prepared, tmp_path, monkeypatch
 
 def test_a_loss_that_is_no_number_ends_the_run(prepared, tmp_path, monkeypatch):
     config = config_of(prepared, train__save_every=1, train__log_every=2)
-    from sgtm.train.trainer import SGTMTrainer
-
-    step = SGTMTrainer.training_step
-
-    def poisoned(self, model, inputs, *args):
-        if self.state.global_step == 2:
-            with torch.no_grad():
-                next(model.parameters()).mul_(float("nan"))
-        return step(self, model, inputs, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(SGTMTrainer, "training_step", poisoned)
+        poison_at(2, patch)
         with pytest.raises(RunError, match="no longer finite at step 3, so no checkpoint was written"):
             train(config, tmp_path / "run")
         with pytest.raises(RunError, match="the loss is nan at step 4"):
@@ -166,6 +173,44 @@ def test_a_loss_that_is_no_number_ends_the_run(prepared, tmp_path, monkeypatch):
     assert list(checkpoints_of(tmp_path / "run" / "checkpoints")) == [1, 2]
     train(config, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_signal_saves_nothing_of_a_model_that_is_no_number(prepared, tmp_path, monkeypatch):
+    config = config_of(prepared, train__save_every=2, train__keep_checkpoints=1, train__log_every=6)
+    poison_at(2, monkeypatch)
+    signal_at(3, signal.SIGTERM, monkeypatch)
+    monkeypatch.setattr(signal, "getsignal", lambda n: signal.default_int_handler)
+    with pytest.raises(RunError, match="no longer finite at step 3, so no checkpoint was written"):
+        train(config, tmp_path / "run")
+    assert list(checkpoints_of(tmp_path / "run" / "checkpoints")) == [2]
+
+
+def test_a_run_that_dies_after_its_last_checkpoint_is_not_lost(prepared, tmp_path, monkeypatch):
+    """Though it keeps no more than one: that of the last step is none to go on from."""
+    config = config_of(prepared, train__save_every=2, train__keep_checkpoints=1)
+    train(config, tmp_path / "whole")
+    assert list(checkpoints_of(tmp_path / "whole" / "checkpoints")) == [6]
+    with monkeypatch.context() as patch:
+        patch.setattr("sgtm.train.run.save_model", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "run")
+    assert list(checkpoints_of(tmp_path / "run" / "checkpoints")) == [4, 6]
+    train(config, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert read_records(tmp_path / "whole" / "metrics.jsonl") == read_records(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_a_run_goes_on_where_its_checkpoints_fill_the_disk(prepared, tmp_path, monkeypatch):
+    config = config_of(prepared, train__save_every=2)
+    usage, free = namedtuple("Usage", "total used free"), 10**12
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, free))
+    with monkeypatch.context() as patch:
+        patch.setattr("sgtm.train.run.Evaluation.__call__", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "run")
+    needed = needs_of(config, new_model(config, data_of(config))[0].num_parameters()).disk
+    free = needed - 1  # as much as is missing is there: as checkpoints
+    train(config, tmp_path / "run", resume=True)
 
 
 def test_a_full_disk_leaves_what_was_whole(prepared, tmp_path, monkeypatch):

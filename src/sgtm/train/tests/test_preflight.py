@@ -40,7 +40,7 @@ def test_a_full_disk_is_seen_before_the_first_step(prepared, tmp_path, monkeypat
     config = config_of(prepared)
     needs = needs_of(config, new_model(config, data_of(config))[0].num_parameters())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, needs.disk - 1))
-    with pytest.raises(ConfigError, match=r"GB free and the run writes up to .* free some space"):
+    with pytest.raises(ConfigError, match=r"has room for .* MB and the run writes up to .* free some space"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists(), "nothing is left of it"
 

@@ -74,7 +74,7 @@ def test_a_run_leaves_all_its_files(prepared, tmp_path, method):
 
 
 def test_records_say_what_was_measured(prepared, tmp_path):
-    config = config_of(prepared, evaluate__every=3, calibrate__every_evaluation=True)
+    config = config_of(prepared, evaluate__every=3, calibrate__every_evaluation=True, train__save_every=6)
     run = train(config, tmp_path / "run")
     records = read_records(tmp_path / "run" / "metrics.jsonl")
     keys = {"step", "tokens", "flops", "split", "category", "variant", "loss", "num_tokens"}
@@ -131,6 +131,36 @@ def test_strict_updates_and_a_rate_for_the_forget_units(prepared, tmp_path):
     weights = [finished(tmp_path / n)[0]["transformer.h.0.mlp.c_fc.weight"] for n in ("plain", "strict", "slow")]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__arguments": {"lr_scheduler_type": "linear"}},
+        {
+            "train__arguments": {"lr_scheduler_type": "constant"},
+            "train__forget_lr_scale": 0.1,
+            "train__forget_lr_end": 1.0,
+        },
+        {"model__config": {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 4}},
+    ],
+    ids=["linear", "constant", "bloom"],
+)
+def test_what_is_allowed_trains(prepared, tmp_path, changes):
+    run = train(config_of(prepared, **changes), tmp_path / "run")
+    assert all(loss.mean > 0 for loss in run.losses.values())
+
+
+def test_what_is_logged_of_a_killed_run_is_what_an_unbroken_one_logs(prepared, tmp_path, monkeypatch):
+    """Though it goes on between two logs."""
+    config = config_of(prepared, train__save_every=3, train__log_every=2)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("sgtm.train.run.Evaluation.__call__", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed", resume=True)
+    assert finished(tmp_path / "killed")[1] == finished(tmp_path / "whole")[1]
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(prepared, tmp_path, monkeypatch):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 
-from sgtm.config import MODES, ConfigError, LabelConfig
-from sgtm.data.mixture import training_rows
+from sgtm.config import MODES, ConfigError, DataConfig, LabelConfig
+from sgtm.data.mixture import PreparedData, training_rows
 from sgtm.records import read_records
-from sgtm.train.run import train
+from sgtm.train.references import _read
+from sgtm.train.run import labelled_rows, method_of, train
 from sgtm.train.stream_loader import OnDevice
 from sgtm.train.tests.conftest import tiny_model
 from sgtm.train.tests.test_run import config_of, finished
@@ -116,6 +117,18 @@ def test_other_methods_train_on_streams(config, tmp_path, method):
     run = train(config(method=method), tmp_path / "run")
     assert run.sgtm is None
     assert {r["split"] for r in read_records(tmp_path / "run" / "metrics.jsonl")} == {"train", "test"}
+
+
+def test_the_size_of_prepared_rows_is_no_streams(prepared, shards):
+    rows = PreparedData.load(DataConfig(str(prepared))).train
+    config = config_of(prepared, stream={"source": str(shards)}, labels={}, train__batch_size=2 * len(rows))
+    assert labelled_rows(config, method_of(config), rows) == (rows, None, {})
+
+
+def test_leakage_of_a_stream_is_refused_by_name(config, tmp_path):
+    train(config(), tmp_path / "run")
+    with pytest.raises(ConfigError, match="run was trained on a stream, whose tokens are not known"):
+        _read(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

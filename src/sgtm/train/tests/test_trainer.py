@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
@@ -15,6 +16,7 @@ from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
 from sgtm.model import chunked_loss
 from sgtm.model.attention import use_attention
+from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
 from sgtm.train.optimizer import MuonAndAdamW
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
@@ -393,6 +395,23 @@ def test_the_rate_of_the_forget_units_has_a_schedule_of_its_own(make_trainer, ro
             eval_strategy="steps",
             trainer_eval_dataset=rows,
         ).train()
+
+
+@pytest.mark.parametrize("own_class", [False, True])
+def test_smoothed_labels_are_the_next_tokens(make_trainer, rows, own_class):
+    """Trainer shifts the labels of the classes in its table alone."""
+    model = tiny_model()
+    if own_class:
+        model = GPTNeoForCausalLMSGTM(GPTNeoSGTMConfig(**tiny_model().config.to_dict() | {"retain_mlp_dim": 48}))
+    trainer = make_trainer(None if own_class else "parameter_masking", model=model, label_smoothing_factor=1e-9)
+    ids = torch.tensor(np.stack([rows[i]["input_ids"][:8] for i in range(4)])).long()
+    trainer.model.eval()
+    with torch.no_grad():
+        loss = trainer.compute_loss(
+            trainer.model, {"input_ids": ids, "labels": ids}, num_items_in_batch=torch.tensor(28)
+        )
+        logits = trainer.model(ids).logits[:, :-1].flatten(0, 1)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, ids[:, 1:].flatten()))
 
 
 def test_plain_rows_with_a_mode_will_do(make_trainer, rows):
