@@ -57,5 +57,6 @@ docs: setup
 	$(PY) -m sphinx -q -W -b html docs docs/_build/html
 	@echo "written to docs/_build/html/index.html"
 
+# Not runs/, which may be days of training.
 clean:
-	rm -rf $(VENV) runs docs/_build
+	rm -rf $(VENV) docs/_build

@@ -1,14 +1,13 @@
 # Labels of one's own: SGTM against a filter, both with the labels of a classifier that learned from few examples. Sourced by
 # tinystories/own_labels.sh and wiki/own_labels.sh, which define
 #   texts        writes $out/texts.parquet, $out/texts-examples-N.parquet for each quality, and $out/test.parquet
-#   config, settings (of `sgtm train`), prepare (of `sgtm data texts`), qualities ("EXAMPLES:TARGET ...")
+#   config (files), settings (of `sgtm train`), prepare (of `sgtm data texts`), qualities ("EXAMPLES:TARGET ...")
 # `none` and a filter of the true labels frame the comparison. What is there already is not made again.
 # Results: $out/runs/*/metrics.jsonl and $out/tradeoff.png; of the labels: $out/labels-*/manifest.json.
-out=${out:-runs/own_labels} seeds="0 1 2" run=()
+out=${out:-runs/own_labels-$preset} seeds="0 1 2" run=()
 set -- ${options[@]+"${options[@]}"}
 while (($#)); do
   case $1 in
-    --out) out=$2; shift 2 ;;
     --seeds) seeds=$2; shift 2 ;;
     --dry-run) run=(echo); shift ;;
     --source) source=$2; shift 2 ;;
@@ -23,7 +22,7 @@ unless() { # FILE COMMAND...: the command, unless the file or folder is there
 }
 
 train() { # DATA METHOD SEED NAME [OPTIONS]
-  unless "$out/runs/$4/model" sgtm train "$config" --data.path "$1" --method "$2" --seed "$3" --run-dir "$out/runs/$4" \
+  unless "$out/runs/$4/model" sgtm train "${config[@]}" --data.path "$1" --method "$2" --seed "$3" --run-dir "$out/runs/$4" \
     ${settings[@]+"${settings[@]}"} "${@:5}"
 }
 

@@ -5,6 +5,7 @@
 #   scripts/tinystories/warm_start.sh --preset cpu [--seeds "0 1 2"] [--dry-run]
 source "$(dirname "$0")/../preset.sh"
 [[ $preset == cpu ]] || { echo "warm_start.sh has no --preset $preset; use --preset cpu" >&2; exit 2; }
+fixed_out "runs/tinystories/recipes-cpu, where recipes-cpu.yaml has its runs"
 run=() seeds="0 1 2" out=runs/tinystories/recipes-cpu
 set -- ${options[@]+"${options[@]}"}
 while (($#)); do

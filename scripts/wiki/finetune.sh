@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Relearning: SGTM, the weak and the strict filter and RMU are fine-tuned on half biology, half retain text until their
 # biology loss is that of the model without a filter; then the figure. Killed, it goes on where it was.
-#   scripts/wiki/finetune.sh [--preset cpu|paper] [--seeds "0 1 2"] [--matched weak] [--dry-run] [options of `sgtm relearn`]
+#   scripts/wiki/finetune.sh [--preset cpu|paper] [--seeds "0 1 2"] [--matched weak] [--out DIR] [--dry-run] [options of `sgtm relearn`]
 # --matched ROW begins instead with those checkpoints whose retain loss is nearest to that of ROW's model (train.keep_checkpoints
 # must have kept some; not RMU, which has none).
 source "$(dirname "$0")/../preset.sh"
@@ -20,7 +20,7 @@ case $preset in
   cpu) settings=(--tokens 2048 --steps 400 --warmup-steps 10 --evaluate.every 20 --evaluate.rows 100 --learning-rates 1e-3 3e-3) ;;
   paper) settings=(--tokens 524288 --steps 1000 --warmup-steps 200 --evaluate.every 25 --evaluate.rows 2000 --learning-rates 2e-4 --precision bf16) ;;
 esac
-runs="runs/wiki/$preset" out="runs/wiki/relearning-$preset${matched:+-$matched}"
+runs="runs/wiki/$preset" out=${out:-runs/wiki/relearning-$preset${matched:+-$matched}}
 for seed in $seeds; do
   for row in "${rows[@]}"; do
     match=(${matched:+--match "$runs/$matched-seed$seed"})

@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -173,7 +174,7 @@ def demo(arguments: Arguments) -> None:
         Args:
             out: folder of the demo; an earlier demo there is replaced.
             seed: of everything.
-            steps: optimizer steps of each method; by default those of configs/demo/demo.yaml.
+            steps: optimizer steps of each method; by default as many as configs/demo.yaml of the package says.
         """
         from sgtm.demo import run_demo
 
@@ -1052,16 +1053,19 @@ def main(arguments: Arguments | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(COMMANDS, "Train a language model so that a chosen capability can be taken out again."))
         return
+    if words[0] == "--version":
+        print(version("sgtm"))
+        return
     for length in (2, 1):
         command = COMMANDS.get(" ".join(words[:length]))
         if command is not None:
             break
     else:
         group = {name: c for name, c in COMMANDS.items() if name.startswith(f"{words[0]} ")}
-        if group and words[1:2] in (["-h"], ["--help"]):
+        if group and words[1:2] in ([], ["-h"], ["--help"]):
             print(_overview(group, f"sgtm {words[0]} ..."))
             return
-        sys.exit(_unknown(" ".join(w for w in words[:2] if not w.startswith("-"))))
+        sys.exit(_unknown(" ".join(words[:2]), group) if group else _unknown(words[0], COMMANDS))
     try:
         command(words[length:])
     except StoppedError as stopped:
@@ -1080,8 +1084,8 @@ def _overview(commands: Mapping[str, Callable[[Arguments], None]], about: str) -
     return "\n".join(("usage: sgtm COMMAND ... (sgtm COMMAND --help shows its options)", "", about, "", *lines))
 
 
-def _unknown(words: str) -> str:
-    return f"sgtm: error: no command {words!r}{nearest(words, COMMANDS)} (commands: {', '.join(COMMANDS)})"
+def _unknown(words: str, commands: Iterable[str]) -> str:
+    return f"sgtm: error: no command {words!r}{nearest(words, commands)} (commands: {', '.join(commands)})"
 
 
 if __name__ == "__main__":

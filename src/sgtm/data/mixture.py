@@ -229,7 +229,8 @@ def training_rows(
     if labels.is_noisy and rows.has_labels:
         raise ConfigError(
             "the data comes with labels of its own, so labels.undiscovered, tpr, fpr, precision and recall have no "
-            "meaning; leave them out, or set labels.own to false"
+            "meaning; give `--labels.undiscovered None` (null in a file), or labels.own false, which ignores the "
+            "data's own labels"
         )
     everything, treat = np.zeros(len(rows), np.int8), _treatment(use, rows, control)
     if rows.token_labels is not None:
@@ -362,7 +363,9 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 def step_draw_chances(rows: Rows, labels: LabelConfig, use: Use) -> NDArray[np.float64]:
     """(categories, modes + 1): chances of each mode for a step of one category; the last column drops the step."""
     if rows.has_labels:
-        raise ConfigError("train.mixing=step_draw draws labels, and the data comes with its own; use example or step")
+        raise ConfigError(
+            "train.mixing=step_draw draws labels, and the data comes with its own; use --train.mixing example, or step"
+        )
     if use not in ("modes", "everything", *_FILTERS):
         raise ConfigError(
             "train.mixing=step_draw labels whole steps, and this method needs the labels of rows; use example"

@@ -77,7 +77,10 @@ def _build_pretrained(
     new_tokens: int,
 ) -> tuple[PreTrainedModel, SGTM | None]:
     if config.config or config.head_bias or config.init == "paper":
-        raise ConfigError("model.from_pretrained is a whole model; leave out model.config, head_bias and init")
+        raise ConfigError(
+            "model.from_pretrained is a whole model; leave out model.config, head_bias and init, or lay a recipe with "
+            "`model: {config: null, head_bias: false, init: hf}` over the file that sets them"
+        )
     assert config.from_pretrained is not None
     model = load_checkpoint(
         config.from_pretrained, "give a folder or a name on the Hub as model.from_pretrained", dtype=torch.float32
@@ -154,6 +157,11 @@ def _build_paper_model(
 def _hf_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
     values = dict(config.config)
     family = values.pop("model_type", None)
+    if family is None:
+        raise ConfigError(
+            "model.config.model_type is not set; give it (`sgtm families` lists them), or a checkpoint as "
+            "model.from_pretrained"
+        )
     if family not in CONFIG_MAPPING:
         hint = nearest(family, CONFIG_MAPPING.keys())
         raise ConfigError(f"model.config.model_type={family!r} is no family of transformers{hint}")

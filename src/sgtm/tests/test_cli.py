@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -36,6 +37,10 @@ def test_every_command_explains_itself(command, capsys):
         main([*command.split(), "--help"])
     assert end.value.code == 0
     assert "usage: sgtm" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert output_of(capsys, "--version").strip() == version("sgtm")
 
 
 def test_help_is_quick():
@@ -98,7 +103,8 @@ def test_a_report_that_fails_does_not_fail_the_run(prepared, tmp_path, capsys, m
         (["report", "nowhere"], "neither a run"),
         (["compare", "nowhere"], "two different runs"),
         (["trian"], "did you mean 'train'"),
-        (["data"], "data synthetic"),
+        (["data", "texst"], "did you mean 'data texts'? (commands: data synthetic,"),
+        (["--verson"], "no command '--verson'"),
         (["train"], "give the run's configuration first"),
         (["train", "none.yaml"], "none.yaml is no file"),
         (["evaluate", "nowhere"], "holds no finished run"),
@@ -146,7 +152,7 @@ def test_importing_sgtm_costs_nothing():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("words", [["data", "-h"], ["data", "--help"]])
+@pytest.mark.parametrize("words", [["data"], ["data", "-h"], ["data", "--help"]])
 def test_a_group_of_commands_lists_them(words, capsys):
     main(words)
     shown = capsys.readouterr().out

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -43,6 +44,10 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
 
 
+class ParsedError(Exception):
+    """The options of a run are right; it is not made."""
+
+
 def run_command(line: str) -> None:
     words = shlex.split(line)
     assert words.pop(0) == "sgtm", f"{line}: only sgtm's commands are tested here"
@@ -53,6 +58,9 @@ def run_command(line: str) -> None:
     if "--help" in words:
         with pytest.raises(SystemExit, match="0"):
             main(words)
+        if name == "train":  # --help hides what is wrong with the other options
+            with patch("sgtm.train.run.train", side_effect=ParsedError), pytest.raises(ParsedError):
+                main([word for word in words if word != "--help"])
     else:
         main([*words, *more])
 
