@@ -4,7 +4,7 @@
 # The topics are those of ORES, rows of wikidata_id,page_id,title,source,topic,score of any wikis.
 # A run that was killed goes on when it is started again.
 set -euo pipefail
-PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
+PATH="$PATH:$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin"
 
 case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;; esac
 topics=${1:?give the file of ORES topics first}

@@ -4,7 +4,7 @@
 # --dry-run only shows the command.
 #   scripts/data/tinystories_tokenize.sh
 set -euo pipefail
-PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
+PATH="$PATH:$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin"
 command=(sgtm data tinystories --tokenizer gpt2 --context 512 --out data/datasets/tinystories)
 for option in "$@"; do
   if [[ $option == --dry-run ]]; then dry_run=1; else command+=("$option"); fi

@@ -5,5 +5,5 @@
 #   scripts/data/translate_to_spanish.sh --budget-dollars 100
 # If it stops (killed, over budget), the same command goes on.
 set -euo pipefail
-PATH="$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin:$PATH"
+PATH="$PATH:$(cd "$(dirname "$0")/../.." && pwd)/.venv/bin"
 exec sgtm data translate --source roneneldan/TinyStories --out data/tinystories_es.parquet "$@"

@@ -19,9 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from sgtm.plain import Shape, from_json, from_yaml, misfit, shown
+from sgtm.plain import Shape, from_json, from_yaml, misfit, shown, to_yaml
 
 Category = str  # what a document truly is: a domain (`forget` where there is one), adjacent, retain
 Label = str  # what the labeller says: a domain, retain, unlabeled
@@ -1095,7 +1093,7 @@ def check_shape(value: Any, shape: Shape, where: object, remedy: str) -> None:
 
 def dump(config: Any, path: str | Path) -> None:
     """Write ``config`` as YAML that ``load`` reads back to an equal configuration."""
-    write(Path(path), yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+    write(Path(path), to_yaml(dataclasses.asdict(config)))
 
 
 def write(path: Path, text: str) -> None:

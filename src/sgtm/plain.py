@@ -13,6 +13,7 @@ import yaml
 
 _MOST = 200_000  # values of a YAML document, those behind an alias counted each time
 _DEEPEST = 50  # mappings and lists in one another
+_LARGEST = 2**1023  # of integers that are taken for floats
 _SHOWN = 200  # characters of a value in a message
 # A type, None, a text (itself), a list [of what] or [one, other], a mapping {key: of what}, a tuple (one of these).
 Shape = Any
@@ -30,6 +31,25 @@ def from_yaml(text: str) -> Any:
         raise ValueError(f"it has a tag that does not fit its value ({type(error).__name__}: {error})") from error
     _check(values, _MOST)
     return values
+
+
+def to_yaml(values: Any) -> str:
+    """Plain ``values`` as YAML that ``from_yaml`` reads back to equal ones."""
+    text: str = yaml.dump(values, Dumper=_Exact, sort_keys=False, allow_unicode=True)
+    return text
+
+
+class _Exact(yaml.SafeDumper):
+    pass
+
+
+def _exact(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Unicode's other ends of a line would be read as plain ones, unless they are escaped."""
+    style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Exact.add_representer(str, _exact)
 
 
 def from_json(text: str) -> Any:
@@ -66,7 +86,7 @@ def misfit(value: Any, shape: Shape, name: str = "") -> str:
         return next(filter(None, (misfit(v, shape[i % len(shape)], f"{name}[{i}]") for i, v in enumerate(value))), "")
     kind = type(shape) if shape is None or isinstance(shape, dict | list) else shape
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return ""
+        return "" if abs(value) < _LARGEST else f"{here} is too large a number"
     fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if fits and kind is float and not math.isfinite(value):
         return f"{here} is no finite number"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sgtm.config import Category, ConfigError, Stream, TasksConfig, write
 from sgtm.data.passages import SPAN, Corpus, read_corpus
 from sgtm.data.questions import Kind, Question, questions
 from sgtm.data.tokenize import MANIFEST, read_manifest
+from sgtm.plain import to_yaml
 
 _CANDIDATES = 4  # passages for each question: not every passage allows for every kind
 _FEWEST = 20  # questions of a task; fewer say nothing
@@ -80,7 +80,7 @@ def _write(data: Path, config: TasksConfig, corpus: Corpus, name: str, made: _Ma
     for task, (kind, _, found) in made.items():
         lines = "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in found)
         write(partial / f"{task}.jsonl", lines)
-        write(partial / f"{task}.yaml", yaml.safe_dump(_task(task, kind, name), sort_keys=False, allow_unicode=True))
+        write(partial / f"{task}.yaml", to_yaml(_task(task, kind, name)))
     write(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     partial.rename(config.out)
     return manifest

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-import yaml
-
 from sgtm.config import ConfigError
+from sgtm.plain import to_yaml
 from sgtm.plot.chart import PALETTE, Dash, Dot, Line, line_chart, scatter_chart, short, signed
 from sgtm.plot.leakage import leakage_table, read_leakage
 from sgtm.plot.page import (
@@ -72,7 +71,7 @@ def _subtitle(found: RunFolder) -> str:
 def configuration(found: RunFolder) -> Html:
     """The settings that tell runs apart, and all of them as they were resolved."""
     config = without_secrets(found.run.config)
-    whole = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    whole = to_yaml(config)
     return section("Configuration", pairs(_main_settings(config)), details("all settings", preformatted(whole)))
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from sgtm.config import AuditConfig, ConfigError, RunConfig, TrainConfig, build, dump, load
+from sgtm.plain import from_yaml, misfit, to_yaml
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -93,3 +94,16 @@ def test_files_that_cannot_be_read(tmp_path):
         load(tmp_path / "bad.yaml")
     (tmp_path / "empty.yaml").write_text("")
     assert load(tmp_path / "empty.yaml") == RunConfig()
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\u2028b", "\u2029", "ñandú 猫", "- a: b", "", "a\nb", "null", "1e3"])
+    "text", ["\x85", "a\u2028b", "\u2029", "ñandú 猫", "- a: b", "", "a\nb", "null", "1e3", "' \" "]
+)
+def test_texts_come_back_from_yaml_as_they_were(text):
+    """Unicode's other ends of a line too."""
+    assert from_yaml(to_yaml({"path": text, text: [text]})) == {"path": text, text: [text]}
+
+
+def test_a_number_that_no_float_holds_is_refused():
+    assert "is too large a number" in misfit(10**400, float)
+    assert not misfit(10**300, float)

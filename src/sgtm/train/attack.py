@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -27,6 +26,7 @@ from sgtm.evaluate.few_shot import few_shot_losses
 from sgtm.evaluate.loss import Loss, evaluate_loss
 from sgtm.evaluate.probes import States, mean_states, probe_layers
 from sgtm.model.attention import plain_config
+from sgtm.plain import to_yaml
 from sgtm.records import ATTACK, METRICS, PROBES
 from sgtm.train.opening import open_model
 from sgtm.train.start import check_fits, data_for, domain_of, on_device, start_model, test_rows, words
@@ -73,7 +73,7 @@ def attack(start: Path, config: AttackConfig, out: Path, report: Callable[[str],
         report("probe")
         probes = list(_probes(setting))
     out.mkdir(parents=True)
-    settings = yaml.safe_dump({"start": str(start), **asdict(config)}, sort_keys=False, allow_unicode=True)
+    settings = to_yaml({"start": str(start), **asdict(config)})
     (out / ATTACK).write_text(settings, encoding="utf-8")
     for name, records in ((METRICS, losses), (PROBES, probes)):
         if records:

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sgtm.config import (
     RELEARNING,
     AttackConfig,
@@ -30,6 +28,7 @@ from sgtm.config import (
 )
 from sgtm.data.mixture import PreparedData
 from sgtm.evaluate.loss import evaluate_categories
+from sgtm.plain import to_yaml
 from sgtm.records import ATTACK, AUDIT, METRICS
 from sgtm.train.attack import attack
 from sgtm.train.compared import Models
@@ -215,7 +214,7 @@ def _measure(job: Job, out: Path) -> None:
     without = words(config.without)
     losses = evaluate_categories(model, rows, opened.sgtm, None, config.evaluate.batch_size, without)
     out.mkdir()
-    write(out / ATTACK, yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True))
+    write(out / ATTACK, to_yaml(job.settings))
     about = {"step": 0, "tokens": 0, "flops": 0, "split": "test"}
     records = [
         {**about, "category": category, "variant": variant, "loss": loss.mean, "num_tokens": loss.num_tokens}
@@ -230,4 +229,4 @@ def _start_folder(plan: Plan, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     models = {model: {run: str(path) for run, path in runs.items()} for model, runs in plan.models.items()}
     values = {"models": models, **asdict(plan.config)}
-    write(out / AUDIT, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write(out / AUDIT, to_yaml(values))

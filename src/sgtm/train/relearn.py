@@ -27,6 +27,7 @@ from sgtm.data.mixture import PreparedData, Rows, collate
 from sgtm.environment import tune_malloc
 from sgtm.evaluate.loss import Loss, evaluate_loss
 from sgtm.evaluate.relearn import Outcome, Point, best, reach
+from sgtm.plain import to_yaml
 from sgtm.records import METRICS, RELEARN, SUMMARY, read_records
 from sgtm.train.opening import Opened, open_model
 from sgtm.train.start import (
@@ -334,7 +335,7 @@ def finished_curves(start: Path, config: RelearnConfig, out: Path) -> dict[float
 def _start_folder(start: Path, config: RelearnConfig, out: Path, finished: set[float]) -> None:
     """Settings, and the records of finished curves alone: one that was killed begins anew."""
     out.mkdir(parents=True, exist_ok=True)
-    write(out / RELEARN, yaml.safe_dump(_settings(start, config), sort_keys=False, allow_unicode=True))
+    write(out / RELEARN, to_yaml(_settings(start, config)))
     kept = [r for r in read_records(out / METRICS) if r["learning_rate"] in finished]
     write(out / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -26,6 +25,7 @@ from sgtm.data.mixture import PreparedData, Rows, collate
 from sgtm.environment import tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.loss import Loss, Variant, evaluate_categories
+from sgtm.plain import to_yaml
 from sgtm.records import METRICS, UNLEARN
 from sgtm.train.opening import open_model
 from sgtm.train.relearn import rows_of_steps
@@ -215,5 +215,5 @@ def _check_folder(out: Path) -> None:
 def _start_folder(start: Path, config: UnlearnConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"start": str(start), **asdict(config)}
-    write(out / UNLEARN, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write(out / UNLEARN, to_yaml(settings))
     (out / METRICS).unlink(missing_ok=True)

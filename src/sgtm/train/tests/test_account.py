@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 
 from sgtm.data.conditional import GOOD
 from sgtm.data.tokenize import END_OF_TEXT
@@ -23,7 +23,7 @@ from sgtm.train.tests.test_run import config_of
 @pytest.fixture(scope="module")
 def run(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("account") / "run"
-    return train(config_of(prepared, evaluate__every=3, evaluate__rows=20), folder), folder
+    return train(config_of(prepared, evaluate__every=3, evaluate__rows=20, train__save_every=6), folder), folder
 
 
 def test_a_run_says_who_owns_what(run):
@@ -128,7 +128,7 @@ def test_evaluations_do_not_count_as_training(tmp_path, monkeypatch):
         now[0] += 2
         trainer.meter.count(np.array([0, 2, 2]))
         state.global_step, state.num_input_tokens_seen = step, 10 * step
-        recorder.on_step_end(None, state, None)
+        recorder.on_step_end(None, state, TrainerControl())
         if step in (2, 4):
             trainer.reading = trainer.meter.read(10 * step)
             recorder.on_log(None, state, None, logs={"loss": 5.0, **trainer.reading.as_logs()})

@@ -178,7 +178,9 @@ def test_the_command_line_wins_over_settings_but_not_over_what_is_varied(write_s
 
 def test_sweeps_in_the_repository_are_valid(request):
     paths = sorted((request.config.rootpath / "configs" / "sweeps" / "tinystories").glob("*.yaml"))
-    both = [f"{name}-{preset}" for name in ("grid", "leakage", "mislabeling", "tradeoff") for preset in ("cpu", "paper")]
+    both = [
+        f"{name}-{preset}" for name in ("grid", "leakage", "mislabeling", "tradeoff") for preset in ("cpu", "paper")
+    ]
     assert [path.stem for path in paths] == sorted([*both, "recipes-cpu", "recipes-8M-cpu"])
     counts = {path.stem: len(points(path)) for path in paths}
     assert counts["mislabeling-paper"] == 14 * 3 * 3
