@@ -67,7 +67,7 @@ def open_columns(
         found = list(rows.features or next(iter(rows), {}))
     except ConfigError:
         raise
-    except (ValueError, StopIteration, OSError, KeyError) as error:  # pyarrow's, datasets' own
+    except (ValueError, StopIteration, OSError, KeyError, TypeError) as error:  # pyarrow's, datasets' own
         raise ConfigError(f"{name} cannot be read as a table of texts: {str(error) or 'it is empty'}") from error
     if missing := [c for c in needed if c not in found]:
         raise ConfigError(f"{name} has no column {missing}; it has {found}")
