@@ -4,12 +4,11 @@
 #   config (files), settings (of `sgtm train`), prepare (of `sgtm data texts`), qualities ("EXAMPLES:TARGET ...")
 # `none` and a filter of the true labels frame the comparison. What is there already is not made again.
 # Results: $out/runs/*/metrics.jsonl and $out/tradeoff.png; of the labels: $out/labels-*/manifest.json.
-out=${out:-runs/own_labels-$preset} seeds="0 1 2" run=()
+out=${out:-runs/own_labels-$preset}
+by_seed
 set -- ${options[@]+"${options[@]}"}
 while (($#)); do
   case $1 in
-    --seeds) seeds=$2; shift 2 ;;
-    --dry-run) run=(echo); shift ;;
     --source) source=$2; shift 2 ;;
     --test) test=$2; shift 2 ;;
     --topics) topics=$2; shift 2 ;;

@@ -22,6 +22,20 @@ case $preset in cpu | paper) ;; *) echo "$0: --preset $preset is neither cpu nor
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
+by_seed() { # for scripts that are no sweeps: takes --seeds and --dry-run out of the options; leaves seeds and run (echo, or nothing)
+  set -- ${options[@]+"${options[@]}"}
+  seeds="0 1 2" run=() options=()
+  while (($#)); do
+    case $1 in
+      --dry-run) run=(echo) ;;
+      --seeds) seeds=${2:-}; shift ;;
+      *) options+=("$1") ;;
+    esac
+    (($#)) && shift
+  done
+  return 0
+}
+
 fixed_out() { # WHERE: for scripts that write where the next one reads
   [[ ! $out ]] || { echo "$0: --out $out is not taken: it writes $1; leave --out out" >&2; exit 2; }
 }

@@ -6,16 +6,9 @@
 source "$(dirname "$0")/../preset.sh"
 [[ $preset == cpu ]] || { echo "warm_start.sh has no --preset $preset; use --preset cpu" >&2; exit 2; }
 fixed_out "runs/tinystories/recipes-cpu, where recipes-cpu.yaml has its runs"
-run=() seeds="0 1 2" out=runs/tinystories/recipes-cpu
-set -- ${options[@]+"${options[@]}"}
-while (($#)); do
-  case $1 in
-    --dry-run) run=(echo) ;;
-    --seeds) seeds=${2:-}; shift ;;
-    *) echo "unknown option $1" >&2; exit 2 ;;
-  esac
-  (($#)) && shift
-done
+out=runs/tinystories/recipes-cpu
+by_seed
+[[ ! ${options[*]-} ]] || { echo "unknown options ${options[*]}" >&2; exit 2; }
 train() { # NAME [OPTIONS]: the run, unless it is complete
   [[ -e $out/$1/model ]] || ${run[@]+"${run[@]}"} sgtm train configs/tinystories/cpu.yaml "${@:2}" --run-dir "$out/$1" --seed "$seed"
 }

@@ -5,12 +5,11 @@
 # --matched ROW begins instead with those checkpoints whose retain loss is nearest to that of ROW's model (train.keep_checkpoints
 # must have kept some; not RMU, which has none).
 source "$(dirname "$0")/../preset.sh"
-run=() rest=() seeds="0 1 2" rows=(sgtm weak strict rmu) matched=""
+by_seed
+rest=() rows=(sgtm weak strict rmu) matched=""
 set -- ${options[@]+"${options[@]}"}
 while (($#)); do
   case $1 in
-    --dry-run) run=(echo) ;;
-    --seeds) seeds=${2:-}; shift ;;
     --matched) matched=${2:-} rows=(sgtm weak strict); shift ;;
     *) rest+=("$1") ;;
   esac

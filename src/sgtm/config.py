@@ -1148,20 +1148,19 @@ def build(cls: type[T], values: Any, where: str, start: T | None = None) -> T:
     for key in values:
         if key not in hints:
             raise ConfigError(f"{where}: unknown key {shown(key)}{nearest(key, hints)} (known: {', '.join(hints)})")
-    defaults = {f.name: f.default_factory for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    found = {
-        key: build(hints[key], {} if value is None else value, f"{where}: {key}", defaults[key]())  # type: ignore[operator]
-        if dataclasses.is_dataclass(hints[key]) and defaults[key] is not dataclasses.MISSING
-        else _value(hints[key], value, f"{where}: {key}")
-        for key, value in values.items()
+    sections: dict[str, Any] = {
+        f.name: f.default_factory() if start is None else getattr(start, f.name)
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[f.name]) and f.default_factory is not dataclasses.MISSING
     }
+    found = {key: _value(hints[key], value, f"{where}: {key}", sections.get(key)) for key, value in values.items()}
     return cls(**found) if start is None else dataclasses.replace(start, **found)  # type: ignore[type-var]
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, start: Any = None) -> Any:
     """``value`` as the type ``hint``. YAML reads 6e-4 as text and 1 as an integer: numbers are converted."""
     if dataclasses.is_dataclass(hint):
-        return build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
+        return build(hint, {} if value is None else value, where, start)  # type: ignore[arg-type]
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value

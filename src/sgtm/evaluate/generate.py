@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from sgtm.config import Category
 from sgtm.data.mixture import Rows
 from sgtm.evaluate.loss import evaluating
+from sgtm.model.loading import context_of
 from sgtm.model.masking import SGTM
 
 _PROMPT = 12  # tokens, at most; less where the text is short
@@ -84,9 +85,8 @@ def continue_text(
         bias: (vocab,) added to the logits (calibration).
     """
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
-    room = getattr(model.config, "max_position_embeddings", None)
-    if room is not None:
-        new_tokens = min(new_tokens, room - ids.shape[1])
+    length = ids.shape[1]
+    new_tokens = min(new_tokens, context_of(model, length + new_tokens) - length)
     if new_tokens < 1:
         return ""
     stop = tokenizer.eos_token_id

@@ -35,6 +35,11 @@ def legible(color: str, ground: str) -> str:
     return _hex(next(mix for mix in mixes if contrast(_hex(mix), ground) >= _CONTRAST[ground]))
 
 
+def paler(color: str, share: float) -> str:
+    """``color``, a ``share`` of the way to white."""
+    return _hex(_mix(_rgb(color), (255.0, 255.0, 255.0), share))
+
+
 def contrast(one: str, other: str) -> float:
     """The contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
     low, high = sorted((_luminance(_rgb(one)), _luminance(_rgb(other))))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sgtm.config import ConfigError, check_shape
+from sgtm.plot.colors import paler
 from sgtm.plot.tradeoff import COLORS, OTHER
 from sgtm.records import LEAKAGE, read_records
 
@@ -35,7 +36,7 @@ _RECORD = {
 @dataclass(frozen=True)
 class _Line:
     name: str
-    color: tuple[float, float, float]
+    color: str
     marker: str
     shift: float  # to the right, in points, so that intervals do not hide one another
     records: list[Record]
@@ -192,18 +193,11 @@ def _lines(records: Sequence[Record], key: str) -> Iterator[_Line]:
         found.sort(key=lambda r: (r["undiscovered"], r["parameters"]))
         yield _Line(
             name=", ".join(words),
-            color=_shade(COLORS.get(method, OTHER), place / len(values)),
+            color=paler(COLORS.get(method, OTHER), 0.8 * place / len(values)),
             marker=_MARKERS[place % len(_MARKERS)],
             shift=_APART * (place - (len(values) - 1) / 2),
             records=found,
         )
-
-
-def _shade(color: str, share: float) -> tuple[float, float, float]:
-    """``color``, 80 % of a ``share`` of the way to white."""
-    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = (c + 0.8 * share * (1 - c) for c in (red, green, blue))
-    return red, green, blue
 
 
 def _draw(axes: Any, line: _Line, xs: Sequence[float], what: str) -> None:

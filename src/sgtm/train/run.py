@@ -59,6 +59,10 @@ from sgtm.train.trackers import guard
 from sgtm.train.trainer import SGTMTrainer
 
 _WARMUP_START = 0.1  # of the learning rate
+_SCHEDULE: dict[str, Any] = {
+    "lr_scheduler_type": "cosine_warmup_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.0, "warmup_lr_rate": _WARMUP_START},
+}
 _CHECKPOINTS = 10  # in a run, by default
 _OWN_ARGUMENTS = {  # of TrainingArguments: the configuration's own keys for them
     "output_dir": "--run-dir",
@@ -493,12 +497,6 @@ def training_arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         raise ConfigError(f"train: transformers.TrainingArguments refuses this: {error}") from error
     _check_loggers(arguments.report_to)
     return _with_batch_size(arguments, t.batch_size, t.micro_batch_size)
-
-
-_SCHEDULE: dict[str, Any] = {
-    "lr_scheduler_type": "cosine_warmup_with_min_lr",
-    "lr_scheduler_kwargs": {"min_lr_rate": 0.0, "warmup_lr_rate": _WARMUP_START},
-}
 
 
 def _name_of(optimizer: str) -> str:
