@@ -1,6 +1,6 @@
 """Preparing Wikipedia: `sgtm data wikipedia` against a straightforward version with pandas loops, on made-up articles.
 
-    python benchmarks/wikipedia.py [--documents 20000 200000] [--tokenizer gpt2] [--rounds 1]
+    python benchmarks/wikipedia.py [--documents 20000 60000 200000] [--tokenizer gpt2] [--rounds 1]
 
 Articles and topics have the real form (parquet with id, url, title, text; rows of wikidata_id,page_id,title,source,
 topic,score, of two wikis). Words are the tokenizer's own and, the rare ones, two or three of its tokens; their
@@ -40,6 +40,7 @@ TOPICS = [
 ]
 SHARES = [0.05, 0.02, 0.02, 0.02, 0.11, 0.2, 0.28, 0.2, 0.1]
 ROWS_A_PAGE = 4
+VERSIONS = ("reference", "ours")
 NUM_WORDS, EXPONENT, SHIFT = 1_000_000, 1.2, 10  # of the law of frequencies, 1 / (rank + SHIFT) ** EXPONENT
 PUNCTUATION = [0.9, 0.06, 0.04]  # shares of nothing, comma, full stop behind a word
 MEAN_WORDS, SIGMA = 440, 1.0  # log-normal: a median of 270 words
@@ -131,36 +132,32 @@ def reference(folder: Path, tokenizer_name: str, out: Path) -> None:
     DatasetDict({name: Dataset.from_dict(columns) for name, columns in splits.items()}).save_to_disk(out)
 
 
-def ours(folder: Path, tokenizer: str, out: Path) -> None:
-    """As a user runs it."""
-    from sgtm.cli import main
-
-    main(
-        [
-            *("data", "wikipedia", "--topics", str(folder / "topics.csv"), "--out", str(out)),
-            *("--source", str(folder / "articles.parquet"), "--tokenizer", tokenizer),
-        ]
-    )
-
-
-VERSIONS = {"reference": reference, "ours": ours}
+def program(version: str, folder: Path, tokenizer: str, out: Path) -> list[str]:
+    """Ours is run as a user runs it."""
+    if version == "reference":
+        return [sys.executable, __file__, "--run", str(folder), tokenizer, str(out)]
+    words = ["--topics", folder / "topics.csv", "--source", folder / "articles.parquet", "--out", out]
+    return [sys.executable, "-m", "sgtm.cli", "data", "wikipedia", *map(str, words), "--tokenizer", tokenizer]
 
 
 def measure(version: str, folder: Path, tokenizer: str, out: Path) -> dict[str, float]:
     """Wall and CPU seconds and peak memory (MB) of one version in a process of its own."""
-    program = [sys.executable, __file__, "--run", version, str(folder), tokenizer, str(out)]
-    start, peak = time.perf_counter(), 0
-    with tempfile.TemporaryFile("w+") as said:
-        running = subprocess.Popen(program, stdout=said, stderr=subprocess.DEVNULL)
-        while running.poll() is None:
-            peak = max(peak, sum(map(resident, family(running.pid))))
-            time.sleep(0.1)
-        seconds = time.perf_counter() - start
-        if running.returncode:
-            raise SystemExit(f"{program} ended with {running.returncode}")
-        said.seek(0)
-        own = json.loads(said.read().splitlines()[-1])
-    return {"seconds": seconds, "cpu_seconds": own["cpu_seconds"], "peak_mb": max(own["peak_mb"], peak / 2**20)}
+    words = program(version, folder, tokenizer, out)
+    start, cpu_before, peak = time.perf_counter(), cpu_of_children(), 0
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None:
+        peak = max(peak, sum(map(resident, family(running.pid))), highest(running.pid))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - start
+    if running.returncode:
+        raise SystemExit(f"{words} ended with {running.returncode}")
+    return {"seconds": seconds, "cpu_seconds": cpu_of_children() - cpu_before, "peak_mb": peak / 2**20}
+
+
+def cpu_of_children() -> float:
+    """Seconds that ended processes used, and those that they waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def family(pid: int) -> list[int]:
@@ -180,12 +177,13 @@ def resident(pid: int) -> int:
         return 0
 
 
-def run_one(version: str, folder: str, tokenizer: str, out: str) -> None:
-    VERSIONS[version](Path(folder), tokenizer, Path(out))
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(found.ru_utime + found.ru_stime for found in used)
-    # Of the processes that it started the largest one's is known, but that counts what they were forked from.
-    print(json.dumps({"cpu_seconds": cpu, "peak_mb": used[0].ru_maxrss / 1024}))
+def highest(pid: int) -> int:
+    """The most bytes that a process has held (Linux)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def tokens_of(out: Path) -> int:
@@ -234,15 +232,16 @@ def report(results: dict[int, dict[str, list[dict[str, float]]]], out: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--documents", type=int, nargs="+", default=[20_000, 60_000, 200_000])
     parser.add_argument("--tokenizer", default="gpt2", help="a name on the Hub, or a folder")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
+    parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=VERSIONS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/wikipedia.json"))
-    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        run_one(*arguments.run)
+        folder, tokenizer, out = arguments.run
+        reference(Path(folder), tokenizer, Path(out))
         return
     tokenizer, rounds, versions = arguments.tokenizer, arguments.rounds, arguments.versions
     report({n: compare(n, tokenizer, rounds, versions) for n in arguments.documents}, arguments.out)

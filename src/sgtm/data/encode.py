@@ -6,26 +6,28 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, cycle, islice
+from itertools import cycle, islice, pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 Ids = NDArray[np.int32]
-_KNOWN_WORDS = 400_000  # words that each process remembers: about 100 MB
-_LONGEST = 32  # characters of a word that is remembered: in some scripts a "word" is a paragraph
-_SPACE = "Ġ"  # what a byte-level BPE writes for a space
-_WORDS = 1000  # new words that are tokenised as one text
+_KNOWN_PARTS = 400_000  # parts of texts that each process remembers: about 100 MB
+_LONGEST = 32  # characters of a part that is remembered: in some scripts a "word" is a paragraph
+_BYTE_SPACE = "Ġ"  # what a byte-level BPE writes for a space
+_PARTS = 1000  # new parts that are tokenised as one text
 _PARAGRAPH = "\n\n"
+_CUT = "\0"  # put between parts
+_WHITE = "[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 # Where white space follows white space in another way than between paragraphs, a text is not cut.
-_RUN_OF_SPACES = re.compile(rf"\s |\s{_PARAGRAPH}| \n| \Z")
-_RUNS = ("  ", " \n", "\n ", f"\n{_PARAGRAPH}")  # the same, of these two alone
-_OTHER_SPACES = "\t\r\v\f\x1c\x1d\x1e\x1f"  # in ASCII
+_NOT_CUT = rf"{_WHITE}( |{_PARAGRAPH})| (\n|\z)|{_CUT}"
 _PUNCTUATION = ".,;:!?)"  # one of them behind a letter or digit, and in front of a space, is a part of its own
 
 
@@ -33,20 +35,20 @@ class Encoder:
     """Token ids of texts, without special tokens: what ``tokenizer.encode_batch`` gives, in less time.
 
     A byte-level BPE of GPT-2's kind cuts every text in front of a space that begins a word, and between paragraphs, and
-    the tokens of a text are those of its parts. So a word with the space before it, or with the end of a paragraph, is
-    tokenised once and then looked up; behind it punctuation is looked up by itself. Texts with other runs of white
-    space and texts for any other tokenizer go to ``encode_batch_fast``, on all cores. The ids do not depend on which
-    texts came before.
+    the tokens of a text are those of its parts. So a part (a word with the space or the end of a paragraph before it)
+    is tokenised once and then looked up, once for all its places in a lot of texts; punctuation behind it is looked up
+    by itself. Texts with other runs of white space and texts for any other tokenizer go to ``encode_batch_fast``, on
+    all cores. The ids do not depend on which texts came before.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.is_cut = words_stand_alone(tokenizer)
-        self.known: dict[str, dict[str, bytes]] = {_SPACE: {}, "": {}}  # what is before a word -> word -> its ids
+        self.known: dict[str, bytes] = {}  # part -> its ids
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=0) + 1
         self.begins_word = np.zeros(size, bool)
-        self.begins_word[[i for token, i in vocabulary.items() if token.startswith(_SPACE)]] = True
+        self.begins_word[[i for token, i in vocabulary.items() if token.startswith(_BYTE_SPACE)]] = True
         self.raw = [np.int32(i).tobytes() for i in range(size)]
         of_added = tokenizer.get_added_tokens_decoder()
         self.begins_word[list(of_added)] = False
@@ -61,10 +63,11 @@ class Encoder:
         """One array of ids for each text."""
         if not self.is_cut:
             return self._whole(texts)
-        is_whole = [_has_runs_of_spaces(text) for text in texts]
-        of_whole = iter(self._whole([text for text, alone in zip(texts, is_whole, strict=True) if alone]))
-        of_cut = iter(self._cut([text for text, alone in zip(texts, is_whole, strict=True) if not alone]))
-        return [next(of_whole if alone else of_cut) for alone in is_whole]
+        together = pa.array(texts, pa.large_string())
+        is_whole = pc.match_substring_regex(together, _NOT_CUT)
+        of_whole = iter(self._whole(together.filter(is_whole).to_pylist()))
+        of_cut = iter(self._cut(together.filter(pc.invert(is_whole))))
+        return [next(of_whole if alone else of_cut) for alone in is_whole.to_pylist()]
 
     def _whole(self, texts: list[str]) -> list[Ids]:
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -73,90 +76,107 @@ class Encoder:
     def _raw(self, texts: list[str]) -> list[bytes]:
         return [ids.tobytes() for ids in self._whole(texts)]
 
-    def _cut(self, texts: list[str]) -> list[Ids]:
-        """Of texts that are no more than their words."""
-        cut = [text.replace(_PARAGRAPH, f" {_PARAGRAPH}").split(" ") for text in texts]
-        firsts = self._found([words.pop(0) for words in cut], "")
-        raw = self._found(list(chain.from_iterable(cut)), _SPACE)
-        stops = np.cumsum([len(words) for words in cut]).tolist()
-        rests = (raw[start:stop] for start, stop in zip([0, *stops], stops, strict=False))
-        return [np.frombuffer(b"".join((first, *rest)), np.int32) for first, rest in zip(firsts, rests, strict=True)]
+    def _cut(self, texts: pa.LargeStringArray) -> list[Ids]:
+        """Of texts that are no more than their parts."""
+        marked = texts
+        for start in (_PARAGRAPH, " "):
+            marked = pc.replace_substring(marked, start, _CUT + start)
+        of_text = pc.split_pattern(marked, _CUT)
+        parts = of_text.values.dictionary_encode()
+        found = self._found(parts.dictionary.to_pylist())
+        stops = np.cumsum([0, *map(len, found)]) // np.dtype(np.int32).itemsize
+        of_part = pa.LargeListArray.from_arrays(stops, pa.array(np.frombuffer(b"".join(found), np.int32)))
+        joined = of_part.take(parts.indices)
+        places = joined.offsets.to_numpy()[of_text.offsets.to_numpy()].tolist()
+        return cut_at(joined.values.to_numpy(), places)
 
-    def _found(self, words: list[str], before: str) -> list[bytes]:
-        """The ids of each word with ``before`` in front of it, looked up or new."""
-        found = list(map(self.known[before].get, words))
+    def _found(self, parts: list[str]) -> list[bytes]:
+        """The ids of each part, looked up or new."""
+        found = list(map(self.known.get, parts))
         missing = [i for i, ids in enumerate(found) if ids is None]
-        learnt = self._learn({words[i] for i in missing}, before)
+        learnt = self._learn({parts[i] for i in missing})
         for i in missing:
-            found[i] = learnt[words[i]]
+            found[i] = learnt[parts[i]]
         return found  # type: ignore[return-value]
 
-    def _learn(self, words: set[str], before: str) -> dict[str, bytes]:
-        """The ids of new words. As many as there is room for are remembered, without what begins or ends them."""
-        known, learnt = self.known[before], {}
-        size = len(_PARAGRAPH)
-        begun = [w for w in words if w.startswith(_PARAGRAPH) and w[size : size + 1].strip() not in self.no_firsts]
-        if before:
-            firsts = self._found([word[size:] for word in begun], "")
-            learnt = {word: self.paragraph + first for word, first in zip(begun, firsts, strict=True)}
-            words = words.difference(begun)
-        ended = {word: word[:-1] for word in words if word[-1:] in self.ends and word[-2:-1].isalnum()}
-        new = words.difference(ended).union(ended.values()).difference(known)
-        bare = self._tokenise(list(new), before)
-        room = _KNOWN_WORDS - sum(map(len, self.known.values()))  # the first, and so the frequent, ones are there
-        known.update(islice(((word, ids) for word, ids in bare.items() if len(word) <= _LONGEST), max(0, room)))
-        of_end = self.ends
-        learnt |= bare
-        learnt |= {word: (bare[own] if own in bare else known[own]) + of_end[word[-1]] for word, own in ended.items()}
-        return learnt
+    def _learn(self, parts: set[str]) -> dict[str, bytes]:
+        """The ids of new parts. As many as there is room for are remembered, without what begins or ends them."""
+        size, known = len(_PARAGRAPH), self.known
+        begun = [p for p in parts if p.startswith(_PARAGRAPH) and p[size : size + 1].strip() not in self.no_firsts]
+        parts = parts.difference(begun)
+        ended = {part: part[:-1] for part in parts if part[-1:] in self.ends and part[-2:-1].isalnum()}
+        new = parts.difference(ended).union(ended.values()).difference(known)
+        learnt = self._tokenise(list(new))
+        room = _KNOWN_PARTS - len(known)  # the first, and so the frequent, ones are there
+        known.update(islice(((part, ids) for part, ids in learnt.items() if len(part) <= _LONGEST), max(0, room)))
+        for part, own in ended.items():
+            learnt[part] = (learnt[own] if own in new else known[own]) + self.ends[part[-1]]
+        firsts = self._found([part[size:] for part in begun]) if begun else []
+        return learnt | {part: self.paragraph + first for part, first in zip(begun, firsts, strict=True)}
 
-    def _tokenise(self, words: list[str], before: str) -> dict[str, bytes]:
+    def _tokenise(self, parts: list[str]) -> dict[str, bytes]:
         """Words of one part, which the model can be given at once, and others by way of all that comes before it."""
         model, raw = self.tokenizer.model, self.raw
-        is_one = [self.is_direct and word.isascii() and (word.isalpha() or word.isdigit()) for word in words]
+        is_one = [self.is_direct and part.isascii() and _is_word(part.removeprefix(" ")) for part in parts]
         learnt = {
-            word: b"".join([raw[token.id] for token in model.tokenize(before + word)])
-            for word, one in zip(words, is_one, strict=True)
+            part: b"".join([raw[token.id] for token in model.tokenize(part.replace(" ", _BYTE_SPACE))])
+            for part, one in zip(parts, is_one, strict=True)
             if one
         }
-        others = [word for word, one in zip(words, is_one, strict=True) if not one]
-        if not before:
-            return learnt | dict(zip(others, self._raw(others), strict=True))
-        apart = [word for word in others if word.startswith(_PARAGRAPH)]  # without a space before it after all
+        others = [part for part, one in zip(parts, is_one, strict=True) if not one]
+        apart = [part for part in others if not part.startswith(" ")]
         learnt |= zip(apart, self._raw(apart), strict=True)
-        others = [word for word in others if word not in learnt]
-        # Many as one text: each begins at the token with its space.
-        groups = [others[i : i + _WORDS] for i in range(0, len(others), _WORDS)]
-        for group, ids in zip(groups, self._whole([f" {' '.join(group)}" for group in groups]), strict=True):
+        # Many with their spaces as one text: each begins at the token with its space.
+        spaced = [part for part in others if part.startswith(" ")]
+        groups = [spaced[i : i + _PARTS] for i in range(0, len(spaced), _PARTS)]
+        for group, ids in zip(groups, self._whole(["".join(group) for group in groups]), strict=True):
             starts = (np.flatnonzero(self.begins_word[ids]) * ids.itemsize).tolist()
             ends, together = [*starts[1:], ids.nbytes], ids.tobytes()
             learnt.update(zip(group, map(together.__getitem__, map(slice, starts, ends)), strict=True))
         return learnt
 
 
-def _has_runs_of_spaces(text: str) -> bool:
-    if text.isascii() and not any(space in text for space in _OTHER_SPACES):  # several times faster
-        return any(run in text for run in _RUNS) or text.endswith(" ")
-    return bool(_RUN_OF_SPACES.search(text))
+def cut_at(ids: Ids, places: list[int]) -> list[Ids]:
+    """The ids between each place and the next."""
+    return [ids[start:stop] for start, stop in pairwise(places)]
+
+
+def _is_word(text: str) -> bool:
+    return text.isalpha() or text.isdigit()
 
 
 class Encoders:
     """Encoders in processes of their own; with one process, an encoder in this one.
 
-    Scripts that prepare data with several need the ``if __name__ == "__main__"`` that `multiprocessing` asks for.
+    The processes start at once, and ``load`` gives them the tokenizer. Scripts that prepare data with several need the
+    ``if __name__ == "__main__"`` that `multiprocessing` asks for.
     """
 
-    def __init__(self, tokenizer: Tokenizer, processes: int) -> None:
-        self.encoder = Encoder(tokenizer) if processes == 1 else None
-        # No fork: threads of Arrow and of the tokenizer are running.
-        spawn, said = get_context("spawn"), tokenizer.to_str()
+    def __init__(self, processes: int) -> None:
+        self.encoder: Encoder | None = None
+        spawn = get_context("spawn")  # no fork: threads of Arrow and of the tokenizer are running
         self.workers: list[tuple[BaseProcess, Connection]] = []
         for _ in range(processes if processes > 1 else 0):
             ours, theirs = spawn.Pipe()
-            worker = spawn.Process(target=_work, args=(theirs, said), daemon=True)
+            worker = spawn.Process(target=_work, args=(theirs,), daemon=True)
             worker.start()
             theirs.close()  # theirs alone is left: where this process is killed, they see that and end
             self.workers.append((worker, ours))
+
+    def __enter__(self) -> "Encoders":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def load(self, tokenizer: Tokenizer) -> None:
+        """Encode with ``tokenizer`` from now on."""
+        if not self.workers:
+            self.encoder = Encoder(tokenizer)
+        said = tokenizer.to_str() if self.workers else ""
+        for _, pipe in self.workers:
+            with _still_there():
+                pipe.send(said)
 
     def __call__(self, lots: Iterable[list[str]]) -> Iterator[list[Ids]]:
         """The ids of each lot of texts, in order; as many lots are read ahead as there are processes."""
@@ -179,8 +199,8 @@ class Encoders:
     @staticmethod
     def _next(waiting: deque[Connection]) -> list[Ids]:
         with _still_there():
-            found: list[Ids] = waiting.popleft().recv()
-        return found
+            ids, stops = waiting.popleft().recv()
+        return cut_at(ids, stops)
 
     def close(self) -> None:
         """End the processes."""
@@ -198,12 +218,14 @@ def _still_there() -> Iterator[None]:
         raise RuntimeError("a process that tokenises has ended; is the memory full? Use fewer processes") from error
 
 
-def _work(pipe: Connection, said: str) -> None:
+def _work(pipe: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have processes of their own
-    encoder = Encoder(Tokenizer.from_str(said))
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
+        encoder = Encoder(Tokenizer.from_str(pipe.recv()))
         while True:
-            pipe.send(encoder(pipe.recv()))
+            found = encoder(pipe.recv())
+            # As one array: a thousand take several times longer.
+            pipe.send((np.concatenate([*found, np.empty(0, np.int32)]), np.cumsum([0, *map(len, found)]).tolist()))
 
 
 def words_stand_alone(tokenizer: Tokenizer) -> bool:

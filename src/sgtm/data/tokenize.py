@@ -15,21 +15,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cached_property
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
-from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sgtm.config import Category, ConfigError, PrepareConfig, check_no_secret, read_json
 from sgtm.data.encode import Encoders, Ids
+
+if TYPE_CHECKING:  # it takes a second, and what is tokenised need not wait for it
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 MANIFEST = "manifest.json"
@@ -117,14 +118,15 @@ def prepare(
     config.check()
     check_no_secret(origin, "the source")
     labelled = "tokens" if labelled and config.pack else labelled
-    split_of = _Splitter(config, source, test_source)
-    tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
-    settings = {key: value for key, value in asdict(config).items() if key != "out"}
-    about = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer_hash(tokenizer)}
     partial = config.out.with_name(f"{config.out.name}.partial")
-    with _kept_if(shard is not None, partial):
+    with Encoders(1 if labelled == "tokens" else processes) as encoders, _kept_if(shard is not None, partial):
+        split_of = _Splitter(config, source, test_source)
+        tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
+        encoders.load(tokenizer.backend_tokenizer)
+        settings = {key: value for key, value in asdict(config).items() if key != "out"}
+        about = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer_hash(tokenizer)}
         writing = _Writing(config, tokenizer, labelled, topics, partial, shard, _hash_of([about, shard]))
-        writing.write(source, test_source, split_of, processes)
+        writing.write(source, test_source, split_of, encoders)
         counts = writing.counts(rejected or {})
         _check_counts(counts)
         writing.save_splits()
@@ -165,7 +167,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return read_json(path / MANIFEST, "prepare the data anew", _ABOUT)
 
 
-def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) -> "PreTrainedTokenizerBase":
     """A fast tokenizer with an end-of-text token.
 
     Args:
@@ -195,21 +197,27 @@ def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) 
     return tokenizer
 
 
-def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def _open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     path = Path(name)
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file() and not (file.parent / "tokenizer_config.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
         return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=END_OF_TEXT)
+    from transformers import AutoTokenizer
+
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(file.parent) if file.is_file() else name)
     return found
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 of everything that decides which ids a text gets."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _train_tokenizer(vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def _train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -232,8 +240,12 @@ class _Splitter:
 
     def __init__(self, config: PrepareConfig, source: Source, test_source: Source | None) -> None:
         self.seed, self.fraction = config.seed, 0.0 if test_source else config.test_fraction
-        test = test_source() if test_source else (d for d in source() if self._is_test(d))
-        self.seen_in_test = {self._hash(t) for d in test for t in (d.group, d.text)}
+        self.source, self.test_source = source, test_source
+
+    @cached_property  # all test documents are read for it
+    def seen_in_test(self) -> set[int]:
+        test = self.test_source() if self.test_source else (d for d in self.source() if self._is_test(d))
+        return {self._hash(t) for d in test for t in (d.group, d.text)}
 
     def __call__(self, document: Document) -> str:
         if self._is_test(document):
@@ -243,7 +255,7 @@ class _Splitter:
         return "both" if {self._hash(document.group), self._hash(document.text)} & self.seen_in_test else "train"
 
     def _is_test(self, document: Document) -> bool:
-        return document.only != "train" and self._hash(document.group) < self.fraction * 2**64
+        return self.fraction > 0 and document.only != "train" and self._hash(document.group) < self.fraction * 2**64
 
     def _hash(self, group: str) -> int:
         return int.from_bytes(hashlib.blake2b(f"{self.seed}:{group}".encode(), digest_size=8).digest())
@@ -383,7 +395,7 @@ class _Writing:
     def __init__(
         self,
         config: PrepareConfig,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         labelled: Labelled | None,
         topics: bool,
         folder: Path,
@@ -400,7 +412,7 @@ class _Writing:
         self.rejected: Counter[str] = Counter()
         self.num_read = 0  # documents of the source
 
-    def write(self, source: Source, test_source: Source | None, split_of: _Splitter, processes: int) -> None:
+    def write(self, source: Source, test_source: Source | None, split_of: _Splitter, encoders: Encoders) -> None:
         """Write all documents, or those that an earlier run did not come to."""
         self._restore()
         tests = test_source() if test_source is not None else ()
@@ -409,7 +421,6 @@ class _Writing:
         progress = tqdm(rest, "documents", initial=self.num_read, unit="", unit_scale=True, leave=False)
         batches = _batches(progress, _BATCH_CHARACTERS if self.shard else None)
         saved = self.num_read
-        encoders = Encoders(self.tokenizer.backend_tokenizer, processes)
         try:
             for batch, encodings in self._encoded(batches, encoders):
                 self._add([(split or split_of(document), document) for document, split in batch], encodings)
@@ -419,7 +430,6 @@ class _Writing:
             for writer in self.writers.values():
                 writer.close()
         finally:
-            encoders.close()
             for writer in self.writers.values():
                 writer.abandon()
 
@@ -438,6 +448,8 @@ class _Writing:
         if self.shard:
             _adopt(self.folder, files, self.fingerprint)
             return
+        from datasets import Dataset, DatasetDict
+
         splits = {split: Dataset.from_file(str(file)) for split, (file,) in files.items()}
         with _quiet():
             DatasetDict(splits).save_to_disk(self.folder)
@@ -522,6 +534,8 @@ class _Writing:
 
 def _adopt(folder: Path, files: dict[str, list[Path]], fingerprint: str) -> None:
     """Make a ``DatasetDict`` on disk of Arrow files that lie in its folders already; nothing is written twice."""
+    from datasets import Dataset, DatasetDict
+
     first = {split: Dataset.from_file(str(of_split[0])).select([0]) for split, of_split in files.items()}
     with _quiet():
         DatasetDict(first).save_to_disk(folder / "one_row")
@@ -570,6 +584,8 @@ def _reason_to_reject(split: str, document: Document) -> str | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """One bar is enough."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
     try:
