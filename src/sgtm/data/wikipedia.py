@@ -275,8 +275,8 @@ def _download(source: str) -> tuple[Path, str]:
     files = f"{configuration or '*'}/*.parquet"
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[files]))
-    except (OSError, ValueError) as error:  # offline errors and unknown names are among these
-        said = str(error).strip().splitlines()[0]
+    except Exception as error:  # the libraries' own, of many kinds
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"source={source} is no local file or folder, and the Hub gave: {said}") from error
     return folder / configuration, folder.name
 

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from sgtm.config import ConfigError, DataConfig, PrepareConfig, WikipediaConfig
 from sgtm.data import tokenize
 from sgtm.data.mixture import PreparedData
 from sgtm.data.ores import read_topics
+from sgtm.data.tests.fake_hub import REVISION, FakeHub
 from sgtm.data.tokenize import load_tokenizer
 from sgtm.data.wikipedia import CategoryRule, Corpus, article_files, prepare_wikipedia
 
@@ -141,6 +143,41 @@ def test_the_manifest_accounts_for_everything(source, written):
     )
     topics_hash = hashlib.sha256((source / "topics.csv").read_bytes()).hexdigest()
     assert manifest["origin"]["topics_file"] == topics_hash
+
+
+def test_the_hubs_wikipedia_is_the_default_source(source, written, tmp_path):
+    """From listing its files to the manifest, over a connection that breaks once; what was fetched stays."""
+    name, configuration = WikipediaConfig(Path()).source.split(":")
+    for folder in (configuration, "20231101.de"):
+        shutil.copytree(source / "articles", tmp_path / "hub" / folder)
+    (tmp_path / "hub" / "README.md").write_text("nobody asks for it")
+    start = [sys.executable, "-m", "sgtm.cli", "data", "wikipedia", "--topics", source / "topics.csv"]
+    settings = ["--tokenizer", "train:300", "--context", str(CONTEXT), "--test-fraction", "0.2", "--shard", "64"]
+    cut_short = f"{configuration}/1.parquet"
+    with FakeHub(name, tmp_path / "hub", {cut_short}) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        environment["HF_HUB_OFFLINE"] = "0"
+        for out in ("first", "second"):
+            words = [*start, "--out", tmp_path / out, *settings, "--adjacent", ADJACENT, "--processes", "1"]
+            said = subprocess.run(words, env=environment, capture_output=True, text=True)
+            assert said.returncode == 0, said.stderr
+    assert set(hub.fetched) == {f"{configuration}/0.parquet", cut_short}
+    assert hub.fetched[f"{configuration}/0.parquet"] == 1
+    manifest, local = manifest_of(tmp_path / "first"), manifest_of(written)
+    assert manifest["origin"]["revision"] == REVISION
+    assert manifest["origin"]["source"] == f"{name}:{configuration}"
+    assert manifest["counts"] == local["counts"]
+    assert manifest["origin"]["files"] == local["origin"]["files"]
+    of_rows = [{f: h for f, h in hashes(out).items() if f.endswith(".arrow")} for out in (tmp_path / "first", written)]
+    assert len(of_rows[0]) > 2
+    assert of_rows[0] == of_rows[1]
+    environment["HF_HOME"] = str(tmp_path / "elsewhere")
+    said = subprocess.run(
+        [*start, "--out", tmp_path / "third", *settings], env=environment, capture_output=True, text=True
+    )
+    assert said.returncode == 1
+    assert "is no local file or folder, and the Hub gave: " in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 def test_a_test_set_is_at_most_so_many_documents(source, tmp_path):
