@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle, islice, pairwise
-from multiprocessing import get_context
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 Ids = NDArray[np.int32]
+_ID = np.dtype(np.int32)
 _KNOWN_PARTS = 400_000  # parts of texts that each process remembers: about 100 MB
 _LONGEST = 32  # characters of a part that is remembered: in some scripts a "word" is a paragraph
 _BYTE_SPACE = "Ġ"  # what a byte-level BPE writes for a space
 _PARTS = 1000  # new parts that are tokenised as one text
+_ALONE = {"TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes of their own
 _PARAGRAPH = "\n\n"
 _CUT = "\0"  # put between parts
 _WHITE = "[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -63,7 +66,7 @@ class Encoder:
         """One array of ids for each text."""
         if not self.is_cut:
             return self._whole(texts)
-        together = pa.array(texts, pa.large_string())
+        together = _strings(texts)
         is_whole = pc.match_substring_regex(together, _NOT_CUT)
         of_whole = iter(self._whole(together.filter(is_whole).to_pylist()))
         of_cut = iter(self._cut(together.filter(pc.invert(is_whole))))
@@ -84,11 +87,11 @@ class Encoder:
         of_text = pc.split_pattern(marked, _CUT)
         parts = of_text.values.dictionary_encode()
         found = self._found(parts.dictionary.to_pylist())
-        stops = np.cumsum([0, *map(len, found)]) // np.dtype(np.int32).itemsize
-        of_part = pa.LargeListArray.from_arrays(stops, pa.array(np.frombuffer(b"".join(found), np.int32)))
+        raw = b"".join(found)
+        places = np.cumsum([0, *map(len, found)]) // _ID.itemsize
+        of_part = pa.LargeListArray.from_arrays(_array(places), _array(np.frombuffer(raw, _ID)))
         joined = of_part.take(parts.indices)
-        places = joined.offsets.to_numpy()[of_text.offsets.to_numpy()].tolist()
-        return cut_at(joined.values.to_numpy(), places)
+        return cut_at(_numpy(joined.values), _numpy(joined.offsets)[_numpy(of_text.offsets)].tolist())
 
     def _found(self, parts: list[str]) -> list[bytes]:
         """The ids of each part, looked up or new."""
@@ -136,6 +139,22 @@ class Encoder:
         return learnt
 
 
+# What Arrow has for these imports pandas, which takes longer than a thousand texts.
+def _strings(texts: list[str]) -> pa.LargeStringArray:
+    raw = [text.encode() for text in texts]
+    places = np.cumsum([0, *map(len, raw)])
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(places), pa.py_buffer(b"".join(raw)))
+
+
+def _array(numbers: NDArray[Any]) -> pa.Array:
+    return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _numpy(numbers: pa.Array) -> NDArray[Any]:
+    kind = np.dtype(f"i{numbers.type.byte_width}")
+    return np.frombuffer(numbers.buffers()[1], kind, len(numbers), numbers.offset * kind.itemsize)
+
+
 def cut_at(ids: Ids, places: list[int]) -> list[Ids]:
     """The ids between each place and the next."""
     return [ids[start:stop] for start, stop in pairwise(places)]
@@ -148,18 +167,17 @@ def _is_word(text: str) -> bool:
 class Encoders:
     """Encoders in processes of their own; with one process, an encoder in this one.
 
-    The processes start at once, and ``load`` gives them the tokenizer. Scripts that prepare data with several need the
-    ``if __name__ == "__main__"`` that `multiprocessing` asks for.
+    The processes start at once, and ``load`` gives them the tokenizer. They are programs of their own, where
+    `multiprocessing` would run the caller's imports in each.
     """
 
     def __init__(self, processes: int) -> None:
         self.encoder: Encoder | None = None
-        spawn = get_context("spawn")  # no fork: threads of Arrow and of the tokenizer are running
-        self.workers: list[tuple[BaseProcess, Connection]] = []
+        self.workers: list[tuple[Popen[bytes], Connection]] = []
         for _ in range(processes if processes > 1 else 0):
-            ours, theirs = spawn.Pipe()
-            worker = spawn.Process(target=_work, args=(theirs,), daemon=True)
-            worker.start()
+            ours, theirs = Pipe()
+            program = [sys.executable, "-m", __spec__.name, str(theirs.fileno())]
+            worker = Popen(program, stdin=DEVNULL, pass_fds=[theirs.fileno()], env=os.environ | _ALONE)
             theirs.close()  # theirs alone is left: where this process is killed, they see that and end
             self.workers.append((worker, ours))
 
@@ -207,7 +225,7 @@ class Encoders:
         for _, pipe in self.workers:
             pipe.close()
         for worker, _ in self.workers:
-            worker.join()
+            worker.wait()
 
 
 @contextmanager
@@ -219,7 +237,6 @@ def _still_there() -> Iterator[None]:
 
 
 def _work(pipe: Connection) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have processes of their own
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
         encoder = Encoder(Tokenizer.from_str(pipe.recv()))
         while True:
@@ -241,3 +258,7 @@ def words_stand_alone(tokenizer: Tokenizer) -> bool:
     model = said["model"]
     plain = plain and not said["truncation"] and not said["padding"]
     return bool(is_gpt2 and plain and not said["normalizer"] and model["type"] == "BPE" and not model.get("dropout"))
+
+
+if __name__ == "__main__":
+    _work(Connection(int(sys.argv[1])))

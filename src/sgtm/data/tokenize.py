@@ -67,9 +67,9 @@ class Document(NamedTuple):
 
 class _Encoded(NamedTuple):
     number: int
-    ids: Ids | NDArray[np.int64]
+    ids: Ids
     label: str
-    token_labels: list[int] | NDArray[np.int64]  # empty where tokens have no labels of their own
+    token_labels: list[int] | NDArray[np.int32]  # empty where tokens have no labels of their own
 
 
 class _Kind(NamedTuple):
@@ -80,6 +80,7 @@ class _Kind(NamedTuple):
 
 
 Source = Callable[[], Iterable[Document]]  # can be read more than once
+_Stream = NDArray[np.int32]
 _Batch = list[tuple[Document, str | None]]  # each with its split, if the source says so
 _Encoding = tuple[Ids, list[tuple[int, int]]]  # of a text: ids, and the first character and last + 1 of each
 
@@ -274,7 +275,7 @@ class _RowWriter:
         self.num_files = 0
         self.stream: pa.RecordBatchStreamWriter | None = None
         self.waiting: list[tuple[_Kind, _Encoded]] = []
-        self.rest: dict[_Kind, NDArray[np.int64]] = {}  # (3, tokens): ids, document numbers, token labels
+        self.rest: dict[_Kind, _Stream] = {}  # (3, tokens): ids, document numbers, token labels
         self.rows: Counter[_Kind] = Counter()
         self.tokens: Counter[_Kind] = Counter()
 
@@ -291,7 +292,7 @@ class _RowWriter:
             places = [(d, slice(i, i + size)) for d in documents for i in range(0, len(d.ids) - 1, size - 1)]
             self._write(kind, [_Encoded(d.number, d.ids[s], d.label, d.token_labels[s]) for d, s in places])
             return
-        rest = self.rest.get(kind, np.empty((3, 0), np.int64))
+        rest = self.rest.get(kind, np.empty((3, 0), np.int32))
         stream = np.concatenate([rest, *map(_stream, documents)], axis=1)
         full = stream.shape[1] - stream.shape[1] % size
         self._write(kind, [_packed(stream[:, i : i + size]) for i in range(0, full, size)])
@@ -329,7 +330,7 @@ class _RowWriter:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.num_files = state["num_files"]
-        self.rest = {_Kind(c, t): np.array(s, np.int64).reshape(3, -1) for c, t, s in state["rest"]}
+        self.rest = {_Kind(c, t): np.array(s, np.int32).reshape(3, -1) for c, t, s in state["rest"]}
         self.rows = Counter({_Kind(c, t): rows for c, t, rows, _ in state["rows"]})
         self.tokens = Counter({_Kind(c, t): tokens for c, t, _, tokens in state["rows"]})
 
@@ -365,20 +366,20 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
     offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
-    joined = np.concatenate([np.asarray(v, np.int64) for v in values])
-    return pa.ListArray.from_arrays(offsets, pa.array(joined, kind.value_type), type=kind)
+    joined = np.concatenate([np.asarray(v, np.int32) for v in values])
+    return pa.ListArray.from_arrays(offsets, pa.array(joined).cast(kind.value_type), type=kind)
 
 
-def _stream(document: _Encoded) -> NDArray[np.int64]:
+def _stream(document: _Encoded) -> _Stream:
     """(3, tokens): ids, the document's number, labels (0 where there are none)."""
-    stream = np.zeros((3, len(document.ids)), np.int64)
+    stream = np.zeros((3, len(document.ids)), np.int32)
     stream[0], stream[1] = document.ids, document.number
     if len(document.token_labels):
         stream[2] = document.token_labels
     return stream
 
 
-def _packed(stream: NDArray[np.int64]) -> _Encoded:
+def _packed(stream: _Stream) -> _Encoded:
     """A row of (3, tokens): it bears the number of the document that it starts with."""
     ids, numbers, token_labels = stream
     return _Encoded(int(numbers[0]), ids, UNLABELED, token_labels)
