@@ -16,8 +16,9 @@ import numpy as np
 from rich.table import Table
 
 from sgtm.config import ConfigError, write
-from sgtm.plot.records import RunRecords, series
+from sgtm.plot.records import RunRecords, read_run, series
 from sgtm.plot.tradeoff import COLORS, OTHER
+from sgtm.records import METRICS
 
 _COVERAGE = (2.5, 97.5)  # percent
 
@@ -157,11 +158,25 @@ def _loss(run: RunRecords, category: str, variant: str) -> float:
 
 
 def _compute(run: RunRecords) -> float:
-    """FLOPs at the run's end, to three digits: runs of one size differ by a few tokens."""
+    """FLOPs that the run's model took, to three digits: runs of one size differ by a few tokens."""
+    return float(f"{_flops(run):.3g}")
+
+
+def _flops(run: RunRecords) -> float:
+    """Of a model that was unlearned with those of the run that it was before."""
     most = max((r.get("flops") or 0 for r in run.records), default=0)
     if not isinstance(most, int | float) or most <= 0:
         raise ConfigError(f"{run.folder} has no record of the FLOPs it took; leave it out, or train it anew")
-    return float(f"{most:.3g}")
+    if (start := run.config.get("start")) is None:
+        return most
+    folder = Path(str(start))
+    folder = folder.parent if folder.name == "model" else folder
+    if not (folder / METRICS).is_file():
+        raise ConfigError(
+            f"{run.folder} was unlearned from {start}, where no run tells the FLOPs that its training took; call this "
+            "from the folder that path starts in, or leave it out"
+        )
+    return most + _flops(read_run(folder))
 
 
 def categories_of(runs: Sequence[RunRecords]) -> list[str]:

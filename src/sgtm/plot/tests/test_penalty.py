@@ -70,6 +70,21 @@ def test_a_loss_stands_for_the_compute_of_an_ordinary_model(ordinary, tmp_path):
     assert not retain.extrapolated
 
 
+def test_what_was_unlearned_took_the_compute_of_what_it_was_before_as_well(ordinary, tmp_path):
+    losses = {"forget": loss_at(1e13), "retain": loss_at(9e14)}
+    run = write_run(tmp_path / "rmu-seed0", 1e14, losses, method="rmu")
+    (run / "config.yaml").unlink()
+    settings = {"method": "rmu", "domains": ["forget"], "seed": 0, "start": str(ordinary[-1])}
+    for start in (ordinary[-1], ordinary[-1] / "model"):
+        (run / "unlearn.yaml").write_text(json.dumps(settings | {"start": str(start)}))
+        _, (forget, retain) = penalties(read_runs(ordinary), read_runs([run]), ["forget", "retain"], draws=0)
+        assert forget.compute == retain.compute == pytest.approx(1.1e15)
+        assert forget.penalty == pytest.approx(1 - 1e13 / 1.1e15, abs=0.01)
+    (run / "unlearn.yaml").write_text(json.dumps(settings | {"start": "moved/away"}))
+    with pytest.raises(ConfigError, match="was unlearned from moved/away, where no run tells the FLOPs"):
+        penalties(read_runs(ordinary), read_runs([run]), ["forget"], draws=0)
+
+
 def test_what_lies_outside_the_models_is_marked(ordinary, tmp_path):
     run = write_run(tmp_path / "sgtm-seed0", 1e15, {"forget": loss_at(1e9), "retain": loss_at(1e14)}, "sgtm")
     _, found = penalties(read_runs(ordinary), read_runs([run]), ["forget", "retain"])
