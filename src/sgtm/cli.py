@@ -1069,13 +1069,20 @@ def main(arguments: Arguments | None = None) -> None:
     try:
         command(words[length:])
     except StoppedError as stopped:
-        print(f"sgtm: {stopped}", file=sys.stderr)
-        signal.signal(stopped.number, signal.SIG_DFL)
-        os.kill(os.getpid(), stopped.number)  # whoever waits for this process sees what ended it
+        _end_by(stopped.number, str(stopped))
+    except KeyboardInterrupt as interrupt:
+        _end_by(signal.SIGINT, str(interrupt) or "stopped by Ctrl-C")
     except (ConfigError, RunError, OSError) as error:
         sys.exit(f"sgtm: error: {redacted(error)}")
     except ModuleNotFoundError as error:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
+
+
+def _end_by(number: int, message: str) -> None:
+    """Whoever waits for this process sees which signal ended it."""
+    print(f"sgtm: {message}", file=sys.stderr)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _overview(commands: Mapping[str, Callable[[Arguments], None]], about: str) -> str:

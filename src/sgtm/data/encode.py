@@ -177,7 +177,8 @@ class Encoders:
         for _ in range(processes if processes > 1 else 0):
             ours, theirs = Pipe()
             program = [sys.executable, "-m", __spec__.name, str(theirs.fileno())]
-            worker = Popen(program, stdin=DEVNULL, pass_fds=[theirs.fileno()], env=os.environ | _ALONE)
+            # In a group of its own: Ctrl-C is for the caller.
+            worker = Popen(program, stdin=DEVNULL, pass_fds=[theirs.fileno()], env=os.environ | _ALONE, process_group=0)
             theirs.close()  # theirs alone is left: where this process is killed, they see that and end
             self.workers.append((worker, ours))
 
@@ -237,7 +238,7 @@ def _still_there() -> Iterator[None]:
 
 
 def _work(pipe: Connection) -> None:
-    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end is gone
+    with suppress(EOFError, BrokenPipeError):  # the other end is gone
         encoder = Encoder(Tokenizer.from_str(pipe.recv()))
         while True:
             found = encoder(pipe.recv())

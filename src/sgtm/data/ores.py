@@ -116,6 +116,10 @@ def read_topics(path: Path, wiki: str, scratch: Path | None = None) -> PageTopic
     try:
         with duckdb.connect(database, config={"memory_limit": _MEMORY, "preserve_insertion_order": "false"}) as con:
             return _read(con, path, wiki)
+    except RuntimeError as error:
+        if "interrupted" not in str(error):
+            raise
+        raise KeyboardInterrupt from error  # what DuckDB makes of it
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise ConfigError(f"topics={path} cannot be sorted, give more memory or disk space: {error}") from error
 

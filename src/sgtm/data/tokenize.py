@@ -146,6 +146,9 @@ def _kept_if(resumable: bool, partial: Path) -> Iterator[None]:
     except ConfigError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    except KeyboardInterrupt:
+        remedy = f"; the same command goes on from what {partial} holds" if resumable else ""
+        raise KeyboardInterrupt(f"stopped by Ctrl-C{remedy}") from None
     except OSError as error:
         if not _is_full_disk(error):
             raise

@@ -235,7 +235,6 @@ def penalty(ordinary: Sequence[RunRecords], runs: Sequence[RunRecords], out: Pat
         _draw(axes, laws[category], [(_compute(r), _loss(r, category, variant)) for r in ordinary], of_category)
         axes.set_title(category, loc="left", fontsize=11)
         axes.set_ylabel(f"loss, {variant} (nats per token)")
-    sides[0][0].legend(frameon=False)
     figure.savefig(out, dpi=160)
     plt.close(figure)
 
@@ -259,5 +258,4 @@ def _draw(axes: Any, law: Law, points: list[tuple[float, float]], found: list[Pe
     axes.set_xlabel("compute (FLOPs)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(found) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)

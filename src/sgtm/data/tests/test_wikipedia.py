@@ -387,6 +387,35 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch, m
     assert {path.name for path in tmp_path.iterdir()} == {"unbroken", "out"}
 
 
+def test_ctrl_c_is_one_line_and_the_run_goes_on(source, tmp_path):
+    """It stops the program that tokenises as well as those that it started."""
+    words = [sys.executable, "-m", "sgtm.cli", "data", "wikipedia", "--topics", source / "topics.csv"]
+    words += [
+        "--source",
+        source / "articles",
+        "--out",
+        tmp_path / "out",
+        "--tokenizer",
+        "train:300",
+        "--processes",
+        "2",
+    ]
+    given = ["--context", str(CONTEXT), "--test-fraction", "0.2", "--adjacent", ADJACENT]
+    with subprocess.Popen([*words, *given], stderr=subprocess.PIPE, text=True, start_new_session=True) as started:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out.partial").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        os.killpg(started.pid, signal.SIGINT)
+        said = started.communicate()[1]
+    assert started.returncode == -signal.SIGINT, said
+    assert len(children) == 2
+    assert not any(is_running(int(pid)) for pid in children)
+    assert said.splitlines()[-1].endswith(f"; the same command goes on from what {tmp_path / 'out'}.partial holds")
+    assert "Traceback" not in said
+    assert subprocess.run([*words, *given], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("change", ["seed", "topics"])
 def test_a_run_with_other_settings_or_data_starts_anew(source, tmp_path, monkeypatch, change):
     monkeypatch.setattr(tokenize, "_BATCH", 16)
