@@ -13,15 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 
 import atheris
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 with atheris.instrument_imports(include=["sgtm", "yaml", "json"]):
     from sgtm.config import ConfigError, RunConfig, build, dump, load
-    from sgtm.data.texts import _spans
+    from sgtm.data.encode import Encoder
+    from sgtm.data.ores import read_topics
+    from sgtm.data.texts import spans_of
     from sgtm.plot.records import read_run
     from sgtm.train.checkpoints import SEAL, fault_of
 
 FOLDER = Path(tempfile.mkdtemp())
+TOKENIZER = Tokenizer(models.BPE())
+TOKENIZER.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+TRAINER = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+TOKENIZER.train_from_iterator([" ".join(__doc__.split()), __doc__, "  a\n\nthe cat's, 12.\n"] * 20, TRAINER)
 dump(build(RunConfig, {}, "x"), FOLDER / "config.yaml")
+ENCODER = Encoder(TOKENIZER)
 
 
 def config(content: bytes) -> None:
@@ -45,12 +53,25 @@ def seal(content: bytes) -> None:
     fault_of(FOLDER, "run")
 
 
+def topics(content: bytes) -> None:
+    """Rows of topics; all are used or rejected for a reason."""
+    (FOLDER / "topics.csv").write_bytes(b"Q1,1,a,enwiki,STEM.Biology,0.5\n" + content)
+    found = read_topics(FOLDER / "topics.csv", "enwiki")
+    assert found.num_rows == found.num_used + sum(found.rejected.values())
+
+
+def ids(content: bytes) -> None:
+    """Token ids of a text; the tokenizer's own."""
+    text = content.decode(errors="replace")
+    assert ENCODER([text, text])[1].tolist() == TOKENIZER.encode(text, add_special_tokens=False).ids
+
+
 def spans(content: bytes) -> None:
     """Labels of parts of a text."""
-    _spans(content.decode(errors="surrogateescape"), 100, "row 0")
+    spans_of(content.decode(errors="surrogateescape"), 100, "row 0")
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (config, records, seal, spans)}
+TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (config, records, seal, topics, ids, spans)}
 
 
 def main() -> None:
