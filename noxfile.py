@@ -27,11 +27,11 @@ def tests(session: nox.Session, versions: tuple[str, ...]) -> None:
 def wheel(session: nox.Session) -> None:
     """The wheel installs into an empty environment, and the demo runs from it without a checkout."""
     session.install("build")
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     session.run("python", "-m", "build", "--wheel", "--outdir", str(folder))
     (built,) = folder.glob("*.whl")
     session.install("torch==2.13.0")
     session.install(f"sgtm[data,plot] @ {built.as_uri()}")
     session.chdir(session.create_tmp())
     session.run("sgtm", "env")
-    session.run("sgtm", "demo", "--help")
+    session.run("sgtm", "demo", "--steps", "20")
