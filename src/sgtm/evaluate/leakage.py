@@ -72,8 +72,10 @@ def tokens_to_reach(loss: float, grid: Grid, interpolation: Interpolation = "lin
     counts: what an ordinary model *needs*. Nothing is said beyond the grid but on which side of it the loss lies.
 
     Raises:
-        ConfigError: fewer than two ordinary models.
+        ConfigError: fewer than two ordinary models, or a loss that is no number.
     """
+    if bad := [x for x in (loss, *(point.loss for point in grid)) if not math.isfinite(x)]:
+        raise ConfigError(f"a loss is {bad[0]}; a model that diverged tells nothing, train it anew or leave it out")
     if len(grid) < 2:
         raise ConfigError(f"{len(grid)} ordinary models are no grid; interpolation needs at least two shares")
     points = sorted(grid, key=lambda point: point.tokens)

@@ -47,7 +47,7 @@ def mean_states(model: PreTrainedModel, rows: Rows) -> States:
         for numbers, input_ids, labels in numbered_batches(model, rows, _BATCH):
             states = model.base_model(input_ids=input_ids, use_cache=False, output_hidden_states=True).hidden_states
             there = (labels != -100)[..., None]
-            means = torch.stack([(s.float() * there).sum(1) / there.sum(1) for s in states], 1)
+            means = torch.stack([(s.float() * there).sum(1) / there.sum(1).clamp_min(1) for s in states], 1)
             found |= dict(zip(numbers.tolist(), means.cpu().numpy(), strict=True))
     return np.stack([found[i] for i in range(len(rows))], 1)
 

@@ -21,6 +21,8 @@ from sgtm.plot.tradeoff import COLORS, OTHER
 from sgtm.records import METRICS
 
 _COVERAGE = (2.5, 97.5)  # percent
+_LARGEST = np.log(np.finfo(float).max)
+_FARTHEST = 1e4  # times a run's compute: equivalents beyond are told as this
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Law:
         return float(self.a * compute**-self.b)
 
     def compute(self, loss: float) -> float:
-        """FLOPs of an ordinary model of this ``loss``."""
-        return float((self.a / loss) ** (1 / self.b))
+        """FLOPs of an ordinary model of this ``loss``; infinite where losses hardly fall with compute."""
+        power = np.log(self.a / loss) / self.b
+        return float(np.exp(power)) if power < _LARGEST else float("inf")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Penalty:
         loss: nats per token, the mean over its runs.
         compute: FLOPs that the runs took.
         equivalent: FLOPs of an ordinary model of that loss.
-        interval: 95 %, of ``penalty``; percentile bootstrap over the seeds of runs and of ordinary models.
+        interval: 95 %, of ``penalty``; percentile bootstrap over the seeds of runs and of ordinary models. None for a
+            run of one seed: nobody knows how far another would be off.
         extrapolated: the loss lies outside those that the law was fitted on.
     """
 
@@ -62,7 +66,7 @@ class Penalty:
     compute: float
     equivalent: float
     penalty: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     extrapolated: bool
 
 
@@ -123,14 +127,17 @@ def _penalty(
     resampled: list[Law | None],
     rng: np.random.Generator,
 ) -> Penalty:
-    loss = float(np.mean(losses))
-    drawn = [
-        1 - other.compute(float(np.mean(_drawn(losses, rng)))) / compute for other in resampled if other is not None
-    ]
-    low, high = (float(x) for x in np.percentile(drawn, _COVERAGE)) if drawn else (float("nan"),) * 2
-    equivalent = law.compute(loss)
+    def of(law: Law, loss: float) -> float:
+        return min(law.compute(loss), _FARTHEST * compute)
+
+    loss, interval = float(np.mean(losses)), None
+    drawn = [of(other, float(np.mean(_drawn(losses, rng)))) for other in resampled if other is not None]
+    if drawn and len(losses) > 1:
+        high, low = (1 - float(x) / compute for x in np.percentile(drawn, _COVERAGE))
+        interval = low, high
+    equivalent = of(law, loss)
     outside = not law.best <= loss <= law.worst
-    return Penalty(method, category, loss, compute, equivalent, 1 - equivalent / compute, (low, high), outside)
+    return Penalty(method, category, loss, compute, equivalent, 1 - equivalent / compute, interval, outside)
 
 
 def _law(points: Sequence[Sequence[tuple[float, float]]]) -> Law:
@@ -192,14 +199,14 @@ def table(laws: dict[str, Law], found: Sequence[Penalty]) -> Table:
         shown.add_column(name, justify="left" if name in ("method", "category") else "right")
     for p in found:
         mark = " *" if p.extrapolated else ""
-        low, high = p.interval
+        between = "" if p.interval is None else " ({:.1f}, {:.1f})".format(*(100 * end for end in p.interval))
         shown.add_row(
             p.method,
             p.category,
             f"{p.loss:.3f}",
             f"{p.compute:.3g}",
             f"{p.equivalent:.3g}{mark}",
-            f"{100 * p.penalty:.1f} % ({100 * low:.1f}, {100 * high:.1f})",
+            f"{100 * p.penalty:.1f} %{between}",
         )
     laws_told = "; ".join(f"{c}: {law.a:.4g} C^-{law.b:.4g}" for c, law in laws.items())
     shown.caption = f"{laws_told}\n* outside the losses that the law was fitted on: extrapolated"

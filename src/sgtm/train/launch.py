@@ -293,6 +293,8 @@ def submit(points: Sequence[Point], out: Path, settings: Mapping[str, Any], proc
     """
     import submitit
 
+    for point in points:
+        point.folder.mkdir(parents=True, exist_ok=True)
     values = {"cluster": "slurm", "nodes": 1, "tasks_per_node": 1, "name": out.name, **settings}
     cluster = values.pop("cluster")
     try:
@@ -304,7 +306,6 @@ def submit(points: Sequence[Point], out: Path, settings: Mapping[str, Any], proc
         raise ConfigError(f"slurm: {' '.join(str(error).split())}") from error
     names = [f"{cluster}:{job.job_id}" for job in jobs]
     for point, name in zip(points, names, strict=True):
-        point.folder.mkdir(parents=True, exist_ok=True)
         Attempt(0.0, read_attempt(point.folder).seconds, job=name).write(point.folder)
     return names
 

@@ -226,6 +226,8 @@ class Curve:
         """Train until the target is reached, the steps are done, or the loss is no number any more."""
         c, target = self.setting.config, -math.inf if self.setting.target is None else self.setting.target
         points = [self.evaluate(0)]
+        if not math.isfinite(points[0].loss):
+            raise ConfigError(f"the model's loss is {points[0].loss} before any step; it diverged in its training")
         for step, rows in enumerate(_steps(self.setting), 1):
             if step > c.steps or (c.stop and points[-1].loss <= target):
                 break

@@ -15,6 +15,7 @@ or seeds are added, or when keys change places.
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from typing import Any
 
 from sgtm.config import ConfigError, RunConfig, build, load, read_yaml, with_settings
 
-_LONGEST_NAME = 200  # characters; file systems end at 255
+_LONGEST_NAME = 200  # bytes; file systems end at 255
 _SETTINGS = "settings, grid and runs"
 
 
@@ -170,7 +171,7 @@ def _name(sweep: SweepConfig, config: RunConfig, name: str | None) -> str:
         label = "" if key == "method" else short if last.count(short) == 1 else key
         parts.append(f"{label}{_text(setting(config, key))}")
     joined = "-".join([*parts, f"seed{config.seed}"])
-    if len(joined) > _LONGEST_NAME:
+    if len(os.fsencode(joined)) > _LONGEST_NAME:
         raise ConfigError(f"{joined[:40]}... is too long for a folder's name; give these settings a name in `runs`")
     return joined
 

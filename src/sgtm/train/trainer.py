@@ -61,7 +61,8 @@ class SGTMTrainer(Trainer):
         core_robustness: the share of steps in which what is in default mode is trained in retain mode (both: GRAM,
             see ``sgtm.train.gram``).
         one_pass: train a batch of examples of several modes in one pass instead of a pass for each mode: the same
-            gradients. For a GPU that small passes leave idle; on a CPU it is a little slower.
+            gradients. For a GPU that small passes leave idle; on a CPU it is a little slower. Always where the model
+            adds a loss of its experts' balance: each pass would add one.
         forget_lr_end: what ``forget_lr_scale`` has become by the last step, linearly; by default it stays.
         sampler: order of the training rows; by default modes are mixed within every step.
         train_dataset: rows with ``input_ids`` and ``mode``; or a streaming data set (of ``datasets``) or a
@@ -90,7 +91,7 @@ class SGTMTrainer(Trainer):
     ) -> None:
         self.sgtm, self.update, self.forget_lr_scale, self.sampler = sgtm, update, forget_lr_scale, sampler
         self.hear_domains, self.auxiliary_spread, self.core_robustness = hear_domains, auxiliary_spread, core_robustness
-        self.one_pass = one_pass
+        self.one_pass = one_pass or _balances_experts(model)
         self.forget_lr_end = forget_lr_scale if forget_lr_end is None else forget_lr_end
         self.blocks: BlockParameters | None = None
         self._step_modes: set[str] = set()
@@ -378,7 +379,10 @@ class SGTMTrainer(Trainer):
             (rows,) = np.nonzero(turns == turn)
             first, stop = rows[0], rows[-1] + 1
             here = slice(first, stop) if stop - first == len(rows) else torch.from_numpy(rows)  # ModesOnHost sorts them
-            yield self.modes[mode[first]], {key: value[here] for key, value in inputs.items()}
+            yield (
+                self.modes[mode[first]],
+                {key: value[here] if _has_rows(value, len(mode)) else value for key, value in inputs.items()},
+            )
 
     def _check_codes(self, mode: NDArray[np.int64]) -> None:
         low, high = mode.min(), mode.max()
@@ -470,9 +474,15 @@ def _of_examples(modes: Any) -> Any:
     return np.asarray([np.max(m) for m in modes], np.int8)
 
 
+def _balances_experts(model: nn.Module) -> bool:
+    """Whether the model's loss has a part that is no sum over tokens."""
+    config = getattr(model, "config", None)
+    return config is not None and bool(getattr(config.get_text_config(), "output_router_logits", False))
+
+
 def _nothing(inputs: dict[str, Any]) -> dict[str, Any]:
     """Two tokens of a batch without a label: a backward pass that adds nothing."""
-    nothing = {key: value[:1, :2].clone() for key, value in inputs.items()}
+    nothing = {key: value[:1, :2].clone() for key, value in inputs.items() if value.ndim == 2}
     nothing["labels"].fill_(-100)
     return nothing
 

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sgtm.cli import main
 from sgtm.config import ConfigError
-from sgtm.plot.penalty import categories_of, fit, penalties
+from sgtm.plot.penalty import categories_of, fit, penalties, table
 from sgtm.plot.records import read_runs
 
 A, B = 80.0, 0.1  # of the law that the runs below follow
@@ -38,6 +39,13 @@ def ordinary(tmp_path):
         for c in (1e12, 1e13, 1e14, 1e15)
         for s in range(3)
     ]
+
+
+def shown(laws, found):
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table(laws, found))
+    return capture.get()
 
 
 def noises(rng):
@@ -83,6 +91,29 @@ def test_what_was_unlearned_took_the_compute_of_what_it_was_before_as_well(ordin
     (run / "unlearn.yaml").write_text(json.dumps(settings | {"start": "moved/away"}))
     with pytest.raises(ConfigError, match="was unlearned from moved/away, where no run tells the FLOPs"):
         penalties(read_runs(ordinary), read_runs([run]), ["forget"], draws=0)
+
+
+def test_one_seed_has_no_interval(ordinary, tmp_path):
+    run = write_run(tmp_path / "sgtm-seed0", 1e15, {"forget": loss_at(1e13)}, method="sgtm")
+    laws, (found,) = penalties(read_runs(ordinary), read_runs([run]), ["forget"], draws=50)
+    assert found.interval is None
+    assert f"{100 * found.penalty:.1f} %" in shown(laws, [found])
+
+
+def test_losses_that_hardly_fall_are_no_crash(tmp_path):
+    """Sizes that are near each other, as in a first try: some draws reach the loss at no compute at all."""
+    losses = {1e15: (4.00, 4.02, 3.98), 2e15: (3.99, 4.00, 3.97)}
+    ordinary = [
+        write_run(tmp_path / f"none{c:.0e}-seed{s}", c, {"forget": loss}, seed=s, size=c)
+        for c, of_seed in losses.items()
+        for s, loss in enumerate(of_seed)
+    ]
+    runs = [write_run(tmp_path / f"sgtm-seed{s}", 2e15, {"forget": 3.0}, method="sgtm", seed=s) for s in range(2)]
+    laws, (found,) = penalties(read_runs(ordinary), read_runs(runs), ["forget"])
+    assert laws["forget"].compute(3.0) > 1e4 * 2e15
+    assert found.extrapolated
+    assert found.penalty == found.interval[0] == pytest.approx(1 - 1e4)
+    assert "-999900.0 %" in shown(laws, [found])
 
 
 def test_what_lies_outside_the_models_is_marked(ordinary, tmp_path):

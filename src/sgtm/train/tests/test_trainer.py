@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainerCallback
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback, TrainingArguments
 
 from sgtm.config import MODES, ConfigError
 from sgtm.data.mixture import collate
 from sgtm.model import chunked_loss
 from sgtm.model.attention import use_attention
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM, GPTNeoSGTMConfig
+from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
 from sgtm.train.optimizer import MuonAndAdamW
 from sgtm.train.sampler import ModeSampler
 from sgtm.train.tests.conftest import masked, tiny_model
@@ -543,3 +545,41 @@ def test_masking_of_another_model_is_refused(make_trainer):
     trainer = make_trainer()
     with pytest.raises(ConfigError, match="another model"):
         SGTMTrainer(tiny_model(), trainer.args, trainer.sgtm)
+
+
+def one_mixed_step(model, tmp_path, collator=collate, **kwargs):
+    """The logged loss of one step on a batch of three modes, and the number of its passes."""
+    rows = [{"input_ids": [5 + i, *range(12 + i, 20 + i)], "mode": mode} for i, mode in enumerate([0, 1, 2, 0])]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=4, logging_steps=1, report_to="none", use_cpu=True
+    )
+    sgtm = SGTM(Partition.of(model, heads=1))
+    trainer = SGTMTrainer(model, arguments, sgtm, train_dataset=rows, data_collator=collator, **kwargs)
+    passes, compute_loss = [], trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: passes.append(1) or compute_loss(*args, **kwargs)
+    trainer.train()
+    return trainer.state.log_history[0]["loss"], len(passes)
+
+
+def test_the_balance_of_experts_counts_once(tmp_path):
+    """The model adds it to each pass's loss, whatever part of the batch that pass has."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "intermediate_size": 32}
+    config = Qwen3MoeConfig(**sizes, **experts, num_key_value_heads=4, router_aux_loss_coef=10.0)
+    losses = {}
+    for balanced in (False, True):
+        config.output_router_logits = balanced
+        torch.manual_seed(0)
+        losses[balanced], passes = one_mixed_step(Qwen3MoeForCausalLM(config), tmp_path)
+        assert passes == (1 if balanced else 3)
+    # Of two layers with two of four experts chosen, the balance is 2 where they are used alike.
+    assert 19 < losses[True] - losses[False] < 30
+
+
+def test_what_a_batch_shares_is_no_row_of_it(tmp_path):
+    def with_positions(examples):
+        batch = collate(examples)
+        return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+
+    losses = [one_mixed_step(tiny_model(), tmp_path, collator) for collator in (collate, with_positions)]
+    assert losses[0] == (pytest.approx(losses[1][0]), 3)
