@@ -35,6 +35,7 @@ from sgtm.train.start import (
     check_fits,
     data_for,
     domain_of,
+    in_precision,
     match,
     on_device,
     open_matched,
@@ -151,14 +152,16 @@ def rows_of_steps(lengths: NDArray[np.int64], tokens: int, rng: np.random.Genera
 def setting_of(start: Path, config: RelearnConfig) -> Setting:
     c, matched = config, None
     if c.match is not None:
-        matched = match(start, Path(c.match), c.data, c.evaluate.rows, c.match_tolerance, c.evaluate.batch_size)
+        with in_precision(c.precision):
+            matched = match(start, Path(c.match), c.data, c.evaluate.rows, c.match_tolerance, c.evaluate.batch_size)
     opened = _open(start, matched)
     data = data_for(opened, c.data, c.target)
     domain = domain_of(data, c.domain)
     test = test_rows(data, c.evaluate.rows)
     if domain not in test:
         raise ConfigError(f"the data has no test rows of {domain}; prepare it with some")
-    target = None if c.target is None else target_loss(c.target, data, test[domain], c.evaluate.batch_size)
+    with in_precision(c.precision):  # of the curve that is to reach it
+        target = None if c.target is None else target_loss(c.target, data, test[domain], c.evaluate.batch_size)
     return Setting(c, start, matched, parts_of(data, c, domain), test, domain, target)
 
 
@@ -259,7 +262,7 @@ class Curve:
         self.model.train()
         for first in range(0, len(examples), size):
             batch = collate(examples[first : first + size])
-            with self._autocast():
+            with in_precision(self.setting.config.precision):
                 logits = self.model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
             targets = batch["labels"][:, 1:].to(device).flatten()
             loss = F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum")
@@ -268,7 +271,7 @@ class Curve:
     def evaluate(self, step: int) -> Point:
         """Test losses of one step, as records; its forget loss, as a point of the curve."""
         s, tokens, forget = self.setting, sum(self.seen.values()), self.seen.get(self.setting.domain, 0)
-        with self._autocast():
+        with in_precision(self.setting.config.precision):
             losses = {
                 c: evaluate_loss(self.model, r, batch_size=s.config.evaluate.batch_size) for c, r in s.test.items()
             }
@@ -286,9 +289,6 @@ class Curve:
         shown = ", ".join(f"{category} {loss.mean:.3f}" for category, loss in losses.items())
         self.report(f"learning rate {self.rate:g}, step {step}: {shown}")
         return Point(step, tokens, forget, losses[s.domain].mean)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.setting.config.precision == "bf16")
 
 
 def _measured(category: Category, loss: Loss) -> dict[str, Any]:

@@ -56,8 +56,17 @@ def start_model(opened: Opened, units: Units = "absent", without: Sequence[str] 
 
 def on_device(model: PreTrainedModel) -> PreTrainedModel:
     """``model`` where it computes fastest."""
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    model.to(torch.device(_device()))  # type: ignore[arg-type]
     return model
+
+
+def in_precision(precision: str) -> torch.autocast:
+    """Meanwhile models ``on_device`` compute in fp32 or bf16."""
+    return torch.autocast(_device(), torch.bfloat16, enabled=precision == "bf16")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def data_for(opened: Opened, given: DataConfig, other: str | None = None) -> PreparedData:

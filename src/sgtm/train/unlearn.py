@@ -30,7 +30,7 @@ from sgtm.records import METRICS, UNLEARN
 from sgtm.train.opening import open_model
 from sgtm.train.relearn import rows_of_steps
 from sgtm.train.run import save_model
-from sgtm.train.start import data_for, on_device, test_rows
+from sgtm.train.start import data_for, in_precision, on_device, test_rows
 from sgtm.train.unlearning import Batch, Phase, phases_of
 from sgtm.train.unlearning.rmu import layer_of, updated
 
@@ -114,7 +114,7 @@ class _Unlearning:
         phases = phases_of(self.config)
         for phase in phases:
             self._run(phase, chosen if phase.chooses else dict(self.model.named_parameters()))
-        with self._autocast():
+        with in_precision(self.config.precision):
             bias = fit_bias(self.model, self.for_bias, self.config.calibrate, None, self.config.seed)
         self.evaluate(bias)
         return self.losses
@@ -129,7 +129,7 @@ class _Unlearning:
         batches = self._batches()
         for i in tqdm(range(phase.steps), self.config.method, leave=False):
             forget, retain, domain = next(batches)
-            with self._autocast():
+            with in_precision(self.config.precision):
                 loss = objective(forget, retain, domain)
             loss.backward()  # type: ignore[no-untyped-call]
             if not math.isfinite(value := float(loss.detach())):
@@ -165,7 +165,7 @@ class _Unlearning:
 
     def evaluate(self, bias: torch.Tensor | None = None) -> None:
         """Record the test losses of every category."""
-        with self._autocast():
+        with in_precision(self.config.precision):
             self.losses = evaluate_categories(self.model, self.test, None, bias, self.config.evaluate.batch_size)
         flops = 6 * self.model.num_parameters() * self.tokens
         with self.path.open("a", encoding="utf-8") as file:
@@ -175,9 +175,6 @@ class _Unlearning:
                 file.write(json.dumps({**about, **what}) + "\n")
         shown = ", ".join(f"{c} {loss.mean:.3f}" for (c, variant), loss in self.losses.items() if variant == "intact")
         self.report(f"step {self.step}: {shown}")
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
 def _some_rows(data: PreparedData, categories: list[Category]) -> Rows:

@@ -36,6 +36,10 @@ def quiet(_: str) -> None:
     pass
 
 
+def data_of(run) -> str:
+    return yaml.safe_load((run / "config.yaml").read_text())["data"]["path"]
+
+
 def refusal(*words) -> str:
     with pytest.raises(SystemExit) as refused:
         main(["relearn", *map(str, words)])
@@ -99,6 +103,15 @@ def test_a_start_that_has_reached_the_target_takes_no_step(finished_run, tmp_pat
     assert summary["curves"][0]["at"]["step"] == summary["curves"][0]["steps"] == 0
     summary = relearn(finished_run, replace(QUICK, target="9", stop=False), tmp_path / "on", quiet)
     assert (summary["curves"][0]["at"]["step"], summary["curves"][0]["steps"]) == (0, 6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_target_is_measured_in_the_precision_of_the_curve(finished_run, tmp_path, precision):
+    """The target is this very model: there without a step."""
+    config = replace(QUICK, target=str(finished_run / "model"), precision=precision)
+    summary = relearn(finished_run / "model", replace(config, data=DataConfig(data_of(finished_run))), tmp_path, quiet)
+    first = read_records(tmp_path / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(summary["target"], abs=1e-7)
 
 
 def test_a_target_may_be_a_model_and_the_start_is_the_ablated_one(finished_run, tmp_path):
