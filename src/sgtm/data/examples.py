@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,13 @@ class Examples:
 
     Args:
         by_hand: the codes of all labelled texts of a file, of which ``texts`` may be a sample.
+        others: what those of no domain were labelled, and how often.
     """
 
     texts: list[str]
     codes: NDArray[np.int64]
     by_hand: dict[str, int]
+    others: dict[str, int] = field(default_factory=dict)
 
     def of(self, where: NDArray[np.bool_]) -> list[str]:
         return [text for text, chosen in zip(self.texts, where, strict=True) if chosen]
@@ -81,7 +83,8 @@ def _examples(rows: Any, column: str, config: ClassifyConfig, where: str, keep: 
                 f"{where} has no example labelled {value!r} (it has {common}{more})"
                 f"{nearest(value, values) if not more else ''}; name what is to be removed with --domains"
             )
-    return Examples(list(found), np.array(list(found.values()), np.int64), by_hand)
+    others = {value: n for value, n in values.most_common() if value not in config.values.values()}
+    return Examples(list(found), np.array(list(found.values()), np.int64), by_hand, others)
 
 
 def _sample(found: dict[str, int], seed: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from sgtm.data.tokenize import MANIFEST, UNLABELED
 CLASSIFIER = "classifier.safetensors"
 _BINS = 1000  # of scores, to estimate how frequent a domain is
 _OFF = 2.0  # so many times as frequent as in the examples is worth a warning
+_MOST_OTHERS, _SHOWN = 20, 6  # labels of no domain that the manifest keeps, that are told
 _SHARD = "part-{:05}.parquet"
 
 
@@ -113,6 +115,8 @@ class _Labeller:
                 table = table.drop_columns(["label"])
         retain = len(config.values)
         codes = np.where(by_hand == NOT_SHOWN, codes, np.where(by_hand == NO_DOMAIN, retain, by_hand))
+        is_empty = np.array([not text.strip() for text in texts], bool)  # nothing that a classifier could tell by
+        codes = np.where(is_empty & (by_hand == NOT_SHOWN), retain + 1, codes)
         table = table.append_column("label", self.names.take(pa.array(codes)))
         for name, of_domain in zip(_score_columns(config), scores.T, strict=True):
             table = table.append_column(name, pa.array(of_domain, pa.float32()))
@@ -140,6 +144,7 @@ def _learn(shown: Examples, config: ClassifyConfig, settings: dict[str, Any]) ->
     return classifier, {
         "settings": settings,
         "examples": {**counts, "held_out": int(held.sum()), "sha256": shown.hash},
+        "other_labels": dict(islice(shown.others.items(), _MOST_OTHERS)),
         "thresholds": {domain: asdict(found) for domain, found in thresholds.items()},
         "held_out": confusion(drawn, shown.codes[held], weights[held], domains),
     }
@@ -324,6 +329,14 @@ def summary(manifest: dict[str, Any]) -> str:
     total = manifest["rows"]
     labels = ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in manifest["labels"].items())
     lines = [f"{total:,} rows: {labels}"]
+    others = manifest["other_labels"]
+    if others:
+        said = ", ".join(f"{value!r} ({n:,})" for value, n in islice(others.items(), _SHOWN))
+        more = ", ..." if len(others) > _SHOWN else ""
+        lines.append(f"examples of no domain were labelled {said}{more}")
+    for value in others:
+        if near := nearest(value, manifest["thresholds"]):
+            lines.append(f"caution: examples labelled {value!r} were taken as examples of no domain{near}")
     for domain, of_domain in manifest["held_out"]["measured"].items():
         shares = "; ".join(
             f"{what} {_interval(of_domain[key])}"

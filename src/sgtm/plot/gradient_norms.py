@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgtm.config import ConfigError, check_shape
+from sgtm.plot.picture import save
 from sgtm.records import GRADIENTS, read_records
 
 # Of categories and of directions alike: retain is blue, domains take the others in turn.
@@ -107,8 +108,7 @@ def gradient_norms(runs: Sequence[GradientRecords], out: Path) -> None:
     for axes in grid.flat:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
+    save(figure, out)
 
 
 def _draw_run(run: GradientRecords, parts: Sequence[str], above: Any, below: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sgtm.config import ConfigError, nearest
 from sgtm.interval import mean_interval
+from sgtm.plot.picture import save
 from sgtm.plot.records import RunRecords, series
 
 _ALONG = ("labels.undiscovered", "labels.tpr", "labels.fpr")
@@ -49,8 +50,7 @@ def grid(
 
     figure, axes = plt.subplots(figsize=(6.6, 4.8), layout="constrained")
     _draw(figure, axes, cells, what, is_difference=against is not None)
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
+    save(figure, out)
 
 
 def _cells(groups: dict[str, list[RunRecords]], method: str, category: str, variant: str) -> Cells:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sgtm.config import ConfigError, check_shape
 from sgtm.plot.colors import paler
+from sgtm.plot.picture import save
 from sgtm.plot.tradeoff import COLORS, OTHER
 from sgtm.records import LEAKAGE, read_records
 
@@ -95,7 +96,7 @@ def leakage(records: Sequence[Record], out: Path) -> None:
     for axes, draw in zip(figure.subplots(1, len(panels)), panels, strict=True):
         draw(axes, measured)
         _finish(axes)
-    figure.savefig(out, dpi=160)
+    save(figure, out)
 
 
 def readings(records: Sequence[Record], out: Path) -> None:
@@ -124,7 +125,7 @@ def readings(records: Sequence[Record], out: Path) -> None:
         for x, y, share in points:
             axes.annotate(f"{100 * share:g}", (x, y), (6, 4), textcoords="offset points", fontsize=8)
     _finish(axes)
-    figure.savefig(out, dpi=160)
+    save(figure, out)
 
 
 def _finish(axes: Any) -> None:

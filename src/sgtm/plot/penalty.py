@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from sgtm.config import ConfigError, write
+from sgtm.plot.picture import save
 from sgtm.plot.records import RunRecords, read_run, series
 from sgtm.plot.tradeoff import COLORS, OTHER
 from sgtm.records import METRICS
@@ -242,8 +243,7 @@ def penalty(ordinary: Sequence[RunRecords], runs: Sequence[RunRecords], out: Pat
         _draw(axes, laws[category], [(_compute(r), _loss(r, category, variant)) for r in ordinary], of_category)
         axes.set_title(category, loc="left", fontsize=11)
         axes.set_ylabel(f"loss, {variant} (nats per token)")
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
+    save(figure, out)
 
 
 def _draw(axes: Any, law: Law, points: list[tuple[float, float]], found: list[Penalty]) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sgtm.config import ConfigError, check_shape, read_json, read_yaml
 from sgtm.interval import mean_interval
+from sgtm.plot.picture import save
 from sgtm.plot.records import without_seed
 from sgtm.plot.tradeoff import COLORS
 from sgtm.records import METRICS, RELEARN, SUMMARY, read_records
@@ -142,7 +143,7 @@ def relearning(relearnings: Sequence[Relearning], out: Path) -> None:
     handles, labels = sides[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     figure.suptitle("dashed: the target;  o reached,  x not reached", fontsize=10)
-    figure.savefig(out, dpi=160)
+    save(figure, out)
 
 
 def _draw(axes: Any, name: str, found: Sequence[Relearning], along: str, color: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sgtm.config import ConfigError, check_shape, read_json
+from sgtm.plot.picture import save
 
 _ANEW = "prepare the data anew"
 
@@ -99,5 +100,4 @@ def topics(data: Path, out: Path, number: int = 40) -> None:
     axes.legend(handles, [*domains, *_COLORS], frameon=False, loc="lower right")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
+    save(figure, out)

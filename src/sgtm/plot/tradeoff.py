@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from sgtm.config import ConfigError
+from sgtm.plot.picture import save
 from sgtm.plot.records import RunRecords, chosen_domains
 
 # One colour a method, the same in every figure; dark enough on white, and told apart by colour-blind readers.
@@ -63,8 +64,7 @@ def tradeoff(
     axes.margins(0.18, 0.12)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
+    save(figure, out)
 
 
 def _draw(axes: Any, run: RunRecords, variant: str, retain: str, domains: tuple[str, ...]) -> tuple[float, float]:

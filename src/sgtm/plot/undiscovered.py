@@ -9,6 +9,7 @@ import numpy as np
 
 from sgtm.config import ConfigError
 from sgtm.interval import mean_interval
+from sgtm.plot.picture import save
 from sgtm.plot.records import RunRecords, chosen_domains, series
 from sgtm.plot.tradeoff import COLORS
 
@@ -49,8 +50,7 @@ def undiscovered(runs: Sequence[RunRecords], out: Path, variant: str = "calibrat
         _dress(axes, shares)
         axes.set_ylabel(f"{what} loss, {variant} (nats per token) → better {better}")
     sides[0].legend(frameon=False, title="mean, 95 % t interval", alignment="left")
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
+    save(figure, out)
 
 
 def losses_by_share(groups: dict[str, list[RunRecords]], categories: Sequence[str], variant: str) -> Lines:

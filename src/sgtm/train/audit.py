@@ -144,6 +144,12 @@ def plan_of(models: Models, config: AuditConfig, out: Path) -> Plan:
     config = replace(config, domain=domain_of(data, config.domain), data=known)
     _check_needs(config)
     units = {model: _have_units(runs.values(), data) for model, runs in models.items()}
+    if units.get(config.reference):
+        raise ConfigError(
+            f"{config.reference} is the model that nothing was removed from, and "
+            f"{', '.join(map(str, models[config.reference].values()))} has forget units; give runs of method none, or "
+            "name another --reference"
+        )
     skipped = _skipped(config, units, len(data.train.of("adjacent")) > 0)
     for name in config.attacks:
         settings = config.settings_of(name)

@@ -55,6 +55,7 @@ from sgtm.train.optimizer import muon
 from sgtm.train.preflight import preflight
 from sgtm.train.recorder import Recorder
 from sgtm.train.sampler import ModeSampler, StepDrawSampler
+from sgtm.train.states import differing
 from sgtm.train.trackers import guard
 from sgtm.train.trainer import SGTMTrainer
 
@@ -603,9 +604,8 @@ def _open_folder(config: RunConfig, folder: Path, resume: bool) -> str | None:
         return None
     if not written.exists():
         raise ConfigError(f"{folder} holds no run to resume; start it without --resume")
-    before, now = asdict(load(written)), asdict(config)
-    if changed := [key for key in now if now[key] != before[key]]:
-        raise ConfigError(f"{folder} was started with another {', '.join(changed)}; resume with its own config.yaml")
+    if changed := differing(asdict(load(written)), asdict(config)):
+        raise ConfigError(f"{folder} was started with another {changed}; resume with its own config.yaml")
     if (folder / "model" / "config.json").is_file():
         raise ConfigError(f"{folder} is finished; evaluate it with `sgtm evaluate {folder}`, or start another run")
     checkpoint = last_sound(folder / "checkpoints", config.train.steps, _id_of(folder))

@@ -85,13 +85,19 @@ def check_same(point: Point) -> None:
     """Raise a ConfigError if the point's folder holds another run than the point."""
     if not has_begun(point.folder):
         return
-    before, now = _flat(asdict(load(point.folder / "config.yaml"))), _flat(asdict(point.config))
-    if changed := [key for key in before | now if before.get(key) != now.get(key)]:
-        key = changed[0]
+    if changed := differing(asdict(load(point.folder / "config.yaml")), asdict(point.config)):
         raise ConfigError(
-            f"{point.folder} holds a run with another {', '.join(changed)} ({key}: {before.get(key)} there, "
-            f"{now.get(key)} here); choose another --out, or remove that folder"
+            f"{point.folder} holds a run with another {changed}; choose another --out, or remove that folder"
         )
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that are not the same, and how the first of them changed; nothing if all are."""
+    old, new = _flat(before), _flat(now)
+    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    if not changed:
+        return ""
+    return f"{', '.join(changed)} ({changed[0]}: {old.get(changed[0])} there, {new.get(changed[0])} here)"
 
 
 def read_attempt(folder: Path) -> Attempt:

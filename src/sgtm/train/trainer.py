@@ -517,7 +517,15 @@ def _has_rows(value: Any, number: int) -> bool:
 
 def _codes(mode: Any) -> Any:
     """Modes as an array in the host's memory."""
-    return mode.cpu().numpy() if isinstance(mode, Tensor) else None if mode is None else np.asarray(mode)
+    if mode is None:
+        return None
+    codes = mode.cpu().numpy() if isinstance(mode, Tensor) else np.asarray(mode)
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ConfigError(
+            f"mode has values such as {codes.flat[0]!r}; it is an index into the partition's modes: "
+            "sgtm.partition.modes.index(NAME)"
+        )
+    return codes
 
 
 def _turns(mode: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -308,6 +308,27 @@ def test_rare_domains_are_cautioned_about(tmp_path):
     assert truth["forget as forget"] / (truth["forget as forget"] + truth.get("retain as forget", 0)) > naive + 0.05
 
 
+def test_a_misspelt_label_is_told(folder, tmp_path):
+    rows = rows_of(300, seed=1)
+    for row in rows[:40]:
+        row["category"] = {"forget": "forgett", "retain": "history"}[row["category"]]
+    examples = write(tmp_path / "examples.parquet", rows)
+    manifest = label_texts(str(folder / "data"), ClassifyConfig(tmp_path / "out", **TARGETS), examples=examples)
+    said = summary(manifest)
+    misspelt = manifest["other_labels"]["forgett"]
+    assert f"'forgett' ({misspelt})" in said
+    assert "caution: examples labelled 'forgett' were taken as examples of no domain; did you mean 'forget'?" in said
+    assert said.count("caution: examples") == 1
+
+
+def test_what_has_no_text_has_no_label(folder, tmp_path):
+    rows = [*rows_of(50, seed=3), {"text": "", "category": "retain", "page": 50}, {"text": None, "page": 51}]
+    source = write(tmp_path / "data.parquet", rows)
+    examples = str(folder / "examples.parquet")
+    label_texts(source, ClassifyConfig(tmp_path / "out", **TARGETS), examples=examples)
+    assert read(tmp_path / "out")["label"].to_pylist()[50:] == ["unlabeled", "unlabeled"]
+
+
 def test_characters_and_an_encoder(folder, tmp_path):
     """A random encoder of words still tells some of them apart."""
     from tokenizers import Tokenizer, models, pre_tokenizers

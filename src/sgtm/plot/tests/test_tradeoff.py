@@ -165,3 +165,10 @@ def test_seeds_share_a_name_and_names_stand_apart():
     of_seeds = [((0.1, x), (2.0, y)) for x, y in ((0.0, 1.0), (0.2, 3.0))]
     assert [line for line in lines if line in of_seeds] == of_seeds, "seeds are joined to their mean"
     assert ((8.5, 8.5), (1.96, told["d"][1])) in lines, "a name that was moved is, to its point"
+
+
+@pytest.mark.parametrize("name", ["figure.xyz", "figure"])
+def test_a_file_that_is_no_picture_is_refused(runs, tmp_path, name):
+    with pytest.raises(SystemExit, match="which is no kind of picture; use one of"):
+        main(["plot", "tradeoff", *map(str, runs), "--out", str(tmp_path / name)])
+    assert not (tmp_path / name).exists()

@@ -211,6 +211,8 @@ def test_mistakes_come_before_the_first_attack(models, tmp_path, monkeypatch):
     tiny_model(vocab_size=50).save_pretrained(tmp_path / "other")
     with pytest.raises(ConfigError, match="vocabulary entries"):
         audit({**models, "other": {"a": tmp_path / "other"}}, TINY, tmp_path / "out", quiet)
+    with pytest.raises(ConfigError, match=r"none is the model that nothing was removed from, and .* has forget units"):
+        audit({**models, "none": models["sgtm"]}, TINY, tmp_path / "out", quiet)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"relearn-lora needs peft; `pip install 'sgtm\[lora\]'`"):
         audit(models, TINY, tmp_path / "out", quiet)

@@ -333,7 +333,7 @@ def test_a_run_is_not_overwritten_and_only_itself_resumed(prepared, tmp_path):
     train(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run already"):
         train(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="started with another seed"):
+    with pytest.raises(ConfigError, match=r"started with another seed \(seed: \d+ there, \d+ here\)"):
         train(dataclasses.replace(config, seed=5), tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="holds no finished run"):
         evaluate_run(tmp_path, None, 1)

@@ -576,6 +576,15 @@ def test_the_balance_of_experts_counts_once(tmp_path):
     assert 19 < losses[True] - losses[False] < 30
 
 
+@pytest.mark.parametrize("value", ["forget", 0.5])
+def test_a_mode_is_a_code(make_trainer, value):
+    def named(examples):
+        return {**collate(examples), "mode": [value] * len(examples)}
+
+    with pytest.raises(ConfigError, match=r"mode has values such as .*sgtm\.partition\.modes\.index\(NAME\)"):
+        make_trainer(trainer_data_collator=named).train()
+
+
 def test_what_a_batch_shares_is_no_row_of_it(tmp_path):
     def with_positions(examples):
         batch = collate(examples)
