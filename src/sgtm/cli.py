@@ -1071,6 +1071,8 @@ def main(arguments: Arguments | None = None) -> None:
     except StoppedError as stopped:
         _end_by(stopped.number, str(stopped))
     except KeyboardInterrupt as interrupt:
+        if arguments is not None:  # called, not started
+            raise
         _end_by(signal.SIGINT, str(interrupt) or "stopped by Ctrl-C")
     except (ConfigError, RunError, OSError) as error:
         sys.exit(f"sgtm: error: {redacted(error)}")
