@@ -323,7 +323,9 @@ def leakage(found: RunFolder) -> Html:
 def relearning(found: RunFolder) -> Html:
     """How fast the removed comes back under fine-tuning."""
     if not found.relearnings:
-        command = f"sgtm relearn {found.folder} --target MODEL --out {found.folder}-relearned"
+        domains = found.run.domains
+        which = f" --domain {domains[0]}" if len(domains) > 1 else ""
+        command = f"sgtm relearn {found.folder} --target MODEL{which} --out {found.folder}-relearned"
         return section("Relearning", missing("No relearning was tried", command))
     charts = [chart for one in found.relearnings if (chart := _relearning(one))]
     intro = (

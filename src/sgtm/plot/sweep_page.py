@@ -148,7 +148,11 @@ def _shares(folder: Path, runs: Sequence[RunRecords]) -> Html:
     title = "Undiscovered forget data"
     if len(shares) < 2:
         return section(
-            title, missing("The runs do not differ by their undiscovered share", f"sgtm plot undiscovered {folder}")
+            title,
+            missing(
+                "The runs do not differ by their undiscovered share",
+                "sgtm sweep FILE, its grid with labels.undiscovered",
+            ),
         )
     ticks = [(float(i), f"{100 * share:.4g}") for i, share in enumerate(shares)]
     colors = _colors(groups)
