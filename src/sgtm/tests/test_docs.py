@@ -1,6 +1,7 @@
 """What the documentation shows works: files are written, its commands and its code run, one after the other."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -8,10 +9,13 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sgtm.cli import main
 from sgtm.config import build, read_yaml
+from sgtm.data.synthetic import stories
 from sgtm.train.sweep import SweepConfig
 
 HOW_TO = ("model", "training", "data", "labels", "domains", "many_runs", "removal", "audit", "tasks")
@@ -30,6 +34,10 @@ SMALLER = {
     ],
     "leakage": ["--bootstrap", "10"],
     "gradients": ["--examples", "4", "--rows", "8"],
+}
+README_MORE = {
+    "sgtm data texts": "--tokenizer train:300",  # the default is fetched
+    "sgtm data tinystories": "--test-fraction 0.2",  # of few texts, enough to ask about
 }
 NEEDS = {"howto/labels": "sklearn", "howto/audit": "peft", "howto/tasks": "lm_eval"}
 
@@ -140,3 +148,36 @@ def test_the_site_builds_without_a_warning(root, tmp_path):
     for page in pages:
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text())
         assert not loaded, f"{page.name} loads {loaded} from the network"
+
+
+@pytest.fixture
+def readme_files(workplace) -> None:
+    """What the README's commands read, and the run that they take for granted."""
+    pairs = list(stories(4000, 0))
+    pq.write_table(pa.table(dict(zip(("text", "text_es"), zip(*pairs, strict=True), strict=True))), "stories.parquet")
+    rows = [{"text": t, "category": c} for pair in pairs[:600] for c, t in zip(("retain", "forget"), pair, strict=True)]
+    pq.write_table(pa.table({"text": [row["text"] for row in rows]}), "docs.parquet")
+    for name, some in (("docs.jsonl", rows), ("examples.jsonl", rows[-300:])):
+        Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some), encoding="utf-8")
+    run_command("sgtm data synthetic --out data")
+    run_command("sgtm data synthetic --domains spanish,rot13,mirrored --out data/datasets/three")
+    run_command("sgtm train configs/domains/three.yaml --run-dir runs/c")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("readme_files")
+def test_the_readmes_commands_run(root, capsys):
+    """One after the other, with less to do, and a tokenizer that is not fetched."""
+    for needed in ("sklearn", "peft", "lm_eval"):
+        pytest.importorskip(needed, reason=f"the README's commands need {needed}")
+    lines = [line for language, text in blocks(root / "README.md") if language == "bash" for line in text.splitlines()]
+    commands = [line.partition(" #")[0] for line in lines if line.startswith("sgtm ")]
+    assert len(commands) > 15
+    for line in commands:
+        more = next((more for start, more in README_MORE.items() if line.startswith(start)), "")
+        run_command(f"{line} {more}")
+        if line.startswith("sgtm data tinystories"):
+            for run in ("none --method none", "filter --method filter", "b --seed 1"):
+                train = "sgtm train configs/tinystories/cpu.yaml --data.path data/datasets/stories"
+                run_command(f"{train} --run-dir runs/{run}")
+    assert "Traceback" not in capsys.readouterr().err
