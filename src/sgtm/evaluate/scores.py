@@ -80,7 +80,7 @@ def change_interval(before: Answers, after: Answers, resamples: int, seed: int) 
 
 
 def wilson(right: int, number: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: all p with |right / number - p| <= z sqrt(p (1 - p) / number)."""
+    """Wilson's 95 % interval of a share: all p with abs(right / number - p) <= z sqrt(p (1 - p) / number)."""
     share, weight = right / number, _Z**2 / number
     middle = (share + weight / 2) / (1 + weight)
     half = _Z / (1 + weight) * (share * (1 - share) / number + weight / (4 * number)) ** 0.5
