@@ -186,7 +186,7 @@ def measure(bench: Bench) -> dict[str, object]:
         memory = {name: peak_of_gpu(make) for name, make in cases.items()}
     elif settings.memory:
         given = ["--batch", str(settings.batch), "--context", str(settings.context), "--precision", settings.precision]
-        given += ["--compile"] if settings.compile else []
+        given += ["--only", settings.only, *(["--compile"] if settings.compile else [])]
         memory = {name: peak_memory([*given, "--models", bench.name, "--peak-of", name]) for name in cases}
     try:
         fitting = {name: make() for name, make in cases.items() if math.isfinite(memory.get(name, 0.0))}
