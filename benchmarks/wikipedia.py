@@ -70,7 +70,7 @@ def make(folder: Path, documents: int, tokenizer: str, seed: int = 0) -> None:
 
 def words(rng: np.random.Generator, tokenizer: str) -> np.ndarray:
     """(3, words), the most frequent ones first: as they are, with a comma, with a full stop."""
-    from sgtm.data.tokenize import load_tokenizer
+    from sgtm.data.tokenizer import load_tokenizer
 
     vocabulary = load_tokenizer(tokenizer).get_vocab()
     tokens = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if token.isascii() or token[0] == "Ġ"]
@@ -100,7 +100,7 @@ def reference(folder: Path, tokenizer_name: str, out: Path) -> None:
     """The straightforward version."""
     from datasets import Dataset, DatasetDict
 
-    from sgtm.data.tokenize import load_tokenizer
+    from sgtm.data.tokenizer import load_tokenizer
 
     columns = ["wikidata_id", "page_id", "title", "source", "topic", "score"]
     rows = pd.read_csv(folder / "topics.csv", names=columns)

@@ -27,7 +27,8 @@ from sgtm.data.classify import Classifier
 from sgtm.data.own_labels import CLASSIFIER, label_texts
 from sgtm.data.stream import open_stream
 from sgtm.data.thresholds import Thresholds, assign
-from sgtm.data.tokenize import load_tokenizer, read_manifest
+from sgtm.data.tokenize import read_manifest
+from sgtm.data.tokenizer import load_tokenizer
 
 
 class LabelledTokens:

@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sgtm.data.synthetic import stories
-from sgtm.data.tokenize import load_tokenizer
+from sgtm.data.tokenizer import load_tokenizer
 
 DEFAULT, RETAIN, FORGET = range(3)  # indices into Partition.modes
 TOKENS = 48  # of a row

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from sgtm.config import Category, ConfigError, LabelConfig, PrepareConfig, RunConfig, load
 from sgtm.data.tinystories import synthetic_source
-from sgtm.data.tokenize import END_OF_TEXT, prepare
+from sgtm.data.tokenize import prepare
+from sgtm.data.tokenizer import END_OF_TEXT
 from sgtm.evaluate.generate import continue_text
 from sgtm.evaluate.loss import Loss, Variant
 from sgtm.model.export import export

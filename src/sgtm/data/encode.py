@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import cycle, islice, pairwise
+from itertools import cycle, pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from subprocess import DEVNULL, Popen
@@ -25,8 +25,16 @@ _KNOWN_PARTS = 400_000  # parts of texts that each process remembers: about 100 
 _LONGEST = 32  # characters of a part that is remembered: in some scripts a "word" is a paragraph
 _BYTE_SPACE = "Ġ"  # what a byte-level BPE writes for a space
 _PARTS = 1000  # new parts that are tokenised as one text
-_ALONE = {"TOKENIZERS_PARALLELISM": "false"}  # the other cores have processes of their own
+_ALONE = {  # what a process has of its own: the other cores have processes too, and memory is not given back
+    "TOKENIZERS_PARALLELISM": "false",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 _PARAGRAPH = "\n\n"
+_FIRST = slice(2, 3)  # the character behind it
 _CUT = "\0"  # put between parts
 _WHITE = "[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 # Where white space follows white space in another way than between paragraphs, a text is not cut.
@@ -89,48 +97,52 @@ class Encoder:
         found = self._found(parts.dictionary.to_pylist())
         raw = b"".join(found)
         places = np.cumsum([0, *map(len, found)]) // _ID.itemsize
-        of_part = pa.LargeListArray.from_arrays(_array(places), _array(np.frombuffer(raw, _ID)))
+        of_part = pa.LargeListArray.from_arrays(as_arrow(places), as_arrow(np.frombuffer(raw, _ID)))
         joined = of_part.take(parts.indices)
-        return cut_at(_numpy(joined.values), _numpy(joined.offsets)[_numpy(of_text.offsets)].tolist())
+        return cut_at(as_numpy(joined.values), as_numpy(joined.offsets)[as_numpy(of_text.offsets)].tolist())
 
     def _found(self, parts: list[str]) -> list[bytes]:
-        """The ids of each part, looked up or new."""
+        """The ids of each of ``parts``, which are all different, looked up or new."""
         found = list(map(self.known.get, parts))
         missing = [i for i, ids in enumerate(found) if ids is None]
-        learnt = self._learn({parts[i] for i in missing})
-        for i in missing:
-            found[i] = learnt[parts[i]]
+        for i, ids in zip(missing, self._learn([parts[i] for i in missing]), strict=True):
+            found[i] = ids
         return found  # type: ignore[return-value]
 
-    def _learn(self, parts: set[str]) -> dict[str, bytes]:
-        """The ids of new parts. As many as there is room for are remembered, without what begins or ends them."""
-        size, known = len(_PARAGRAPH), self.known
-        begun = [p for p in parts if p.startswith(_PARAGRAPH) and p[size : size + 1].strip() not in self.no_firsts]
-        parts = parts.difference(begun)
-        ended = {part: part[:-1] for part in parts if part[-1:] in self.ends and part[-2:-1].isalnum()}
-        new = parts.difference(ended).union(ended.values()).difference(known)
-        learnt = self._tokenise(list(new))
-        room = _KNOWN_PARTS - len(known)  # the first, and so the frequent, ones are there
-        known.update(islice(((part, ids) for part, ids in learnt.items() if len(part) <= _LONGEST), max(0, room)))
-        for part, own in ended.items():
-            learnt[part] = (learnt[own] if own in new else known[own]) + self.ends[part[-1]]
-        firsts = self._found([part[size:] for part in begun]) if begun else []
-        return learnt | {part: self.paragraph + first for part, first in zip(begun, firsts, strict=True)}
+    def _learn(self, parts: list[str]) -> list[bytes]:
+        """The ids of new parts. While there is room they are remembered, without what begins or ends them."""
+        ends, tokenize, raw = self.ends, self.tokenizer.model.tokenize, self.raw
+        # The first, and so the frequent, ones are there.
+        known = self.known if len(self.known) + len(parts) <= _KNOWN_PARTS else dict(self.known)
+        found: list[bytes] = []
+        others: list[tuple[int, bytes, str, bytes]] = []
+        for part in parts:  # half of all time goes here: each part is looked at once
+            own, before, after = part, b"", b""
+            if part.startswith(_PARAGRAPH) and part[_FIRST].strip() not in self.no_firsts:
+                own, before = part[len(_PARAGRAPH) :], self.paragraph
+            if own[-1:] in ends and own[-2:-1].isalnum():
+                own, after = own[:-1], ends[own[-1]]
+            ids = known.get(own) if own is not part else None
+            if ids is None and self.is_direct and own.isascii() and _is_word(own.removeprefix(" ")):
+                # The model can be given a word at once, and others by way of all that comes before it.
+                ids = b"".join([raw[token.id] for token in tokenize(own.replace(" ", _BYTE_SPACE))])
+                if len(own) <= _LONGEST:
+                    known[own] = ids
+            if ids is None:
+                others.append((len(found), before, own, after))
+                ids = b""
+            found.append(ids if own is part else before + ids + after)
+        of_others = self._by_texts(list(dict.fromkeys(own for _, _, own, _ in others)))
+        known.update((part, ids) for part, ids in of_others.items() if len(part) <= _LONGEST)
+        for place, before, own, after in others:
+            found[place] = before + of_others[own] + after
+        return found
 
-    def _tokenise(self, parts: list[str]) -> dict[str, bytes]:
-        """Words of one part, which the model can be given at once, and others by way of all that comes before it."""
-        model, raw = self.tokenizer.model, self.raw
-        is_one = [self.is_direct and part.isascii() and _is_word(part.removeprefix(" ")) for part in parts]
-        learnt = {
-            part: b"".join([raw[token.id] for token in model.tokenize(part.replace(" ", _BYTE_SPACE))])
-            for part, one in zip(parts, is_one, strict=True)
-            if one
-        }
-        others = [part for part, one in zip(parts, is_one, strict=True) if not one]
-        apart = [part for part in others if not part.startswith(" ")]
-        learnt |= zip(apart, self._raw(apart), strict=True)
-        # Many with their spaces as one text: each begins at the token with its space.
-        spaced = [part for part in others if part.startswith(" ")]
+    def _by_texts(self, parts: list[str]) -> dict[str, bytes]:
+        """The ids of parts by way of the whole tokenizer, many with their spaces as one text."""
+        apart = [part for part in parts if not part.startswith(" ")]
+        learnt = dict(zip(apart, self._raw(apart), strict=True))
+        spaced = [part for part in parts if part.startswith(" ")]  # each begins at the token with its space
         groups = [spaced[i : i + _PARTS] for i in range(0, len(spaced), _PARTS)]
         for group, ids in zip(groups, self._whole(["".join(group) for group in groups]), strict=True):
             starts = (np.flatnonzero(self.begins_word[ids]) * ids.itemsize).tolist()
@@ -146,11 +158,11 @@ def _strings(texts: list[str]) -> pa.LargeStringArray:
     return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(places), pa.py_buffer(b"".join(raw)))
 
 
-def _array(numbers: NDArray[Any]) -> pa.Array:
+def as_arrow(numbers: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
 
 
-def _numpy(numbers: pa.Array) -> NDArray[Any]:
+def as_numpy(numbers: pa.Array) -> NDArray[Any]:
     kind = np.dtype(f"i{numbers.type.byte_width}")
     return np.frombuffer(numbers.buffers()[1], kind, len(numbers), numbers.offset * kind.itemsize)
 
@@ -188,11 +200,10 @@ class Encoders:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def load(self, tokenizer: Tokenizer) -> None:
-        """Encode with ``tokenizer`` from now on."""
+    def load(self, said: str) -> None:
+        """Encode from now on with the tokenizer that ``said`` (as `tokenizers` writes it) describes."""
         if not self.workers:
-            self.encoder = Encoder(tokenizer)
-        said = tokenizer.to_str() if self.workers else ""
+            self.encoder = Encoder(Tokenizer.from_str(said))
         for _, pipe in self.workers:
             with _still_there():
                 pipe.send(said)
@@ -223,9 +234,9 @@ class Encoders:
 
     def close(self) -> None:
         """End the processes."""
-        for _, pipe in self.workers:
+        for worker, pipe in self.workers:
             pipe.close()
-        for worker, _ in self.workers:
+            worker.kill()  # it has nothing to lose, and clearing its memory up takes a while
             worker.wait()
 
 

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from sgtm.config import ConfigError
 from sgtm.data.documents import digest, documents
-from sgtm.data.tokenize import MANIFEST, load_tokenizer
+from sgtm.data.tokenize import MANIFEST
+from sgtm.data.tokenizer import load_tokenizer
 
 _EXAMPLE = 300  # characters of a row that are shown
 Hashes = NDArray[np.uint64]

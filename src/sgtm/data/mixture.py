@@ -21,7 +21,8 @@ from sgtm.data.conditional import Control, with_control_tokens
 from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
 from sgtm.data.scores import read_scores, sum_by_document
 from sgtm.data.token_loss import Masked, Unlikely
-from sgtm.data.tokenize import MANIFEST, UNLABELED, load_tokenizer, read_manifest, tokenizer_hash
+from sgtm.data.tokenize import MANIFEST, UNLABELED, read_manifest
+from sgtm.data.tokenizer import load_tokenizer, tokenizer_hash
 from sgtm.plain import misfit
 
 Use = Literal["modes", "filter", "strict_filter", "everything", "mask", "unlikelihood", "condition"]

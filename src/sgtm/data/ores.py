@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgtm.config import ConfigError, nearest
+from sgtm.data.encode import as_arrow
 
 COLUMNS = ("wikidata_id", "page_id", "title", "source", "topic", "score")
 RULE = "without asterisk first, then the highest score, then the first in the file"
@@ -175,7 +176,7 @@ def _lines(path: Path) -> Iterator[pa.RecordBatch]:
             ends = np.append(ends, len(text))
         offsets = np.concatenate([[0], ends]).astype(np.int32)
         lines = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(text))
-        yield pa.record_batch([lines, pa.array(np.arange(number, number + len(ends)))], schema=_SCHEMA)
+        yield pa.record_batch([lines, as_arrow(np.arange(number, number + len(ends)))], schema=_SCHEMA)
         number += len(ends)
 
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sgtm.config import Category, Stream
 from sgtm.data.documents import Ids, digest, documents
-from sgtm.data.tokenize import load_tokenizer, read_manifest
+from sgtm.data.tokenize import read_manifest
+from sgtm.data.tokenizer import load_tokenizer
 
 SPAN = 16  # tokens in a row that no passage shares with a training document
 _MIN_WORDS = 6

@@ -16,29 +16,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
+from importlib import import_module
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from threading import Thread
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
 from sgtm.config import Category, ConfigError, PrepareConfig, check_no_secret, read_json
 from sgtm.data.encode import Encoders, Ids
+from sgtm.data.tokenizer import Opener, SavedTokenizer
 
-if TYPE_CHECKING:  # it takes a second, and what is tokenised need not wait for it
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-END_OF_TEXT = "<|endoftext|>"
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"  # of a preparation that can go on after a kill
 _BATCH = 1024  # documents that are tokenised together
 _BATCH_CHARACTERS = 2**22  # of them, at most, where documents may be of any length
 _ROWS = 1000  # rows that lie together in a file that stays as it is written
-_TOKENIZER_SAMPLE = 200_000  # documents that a new tokenizer is trained on, at most
 _SCHEMA = {"input_ids": pa.list_(pa.int32()), "category": pa.string(), "document": pa.int64()}
 _LABEL_COLUMNS = {"documents": {"label": pa.string()}, "tokens": {"token_labels": pa.list_(pa.int8())}}
 _TOPIC_COLUMN = {"topic": pa.string()}
@@ -96,6 +93,7 @@ def prepare(
     rejected: Mapping[str, int] | None = None,
     shard: int | None = None,
     processes: int = 1,
+    opener: Opener | None = None,
 ) -> Path:
     """Tokenise ``source`` into ``config.out`` and return that folder.
 
@@ -111,6 +109,7 @@ def prepare(
         shard: documents after which a run that is killed can go on; by default it starts anew. ``origin`` must say
             all that the source's documents depend on (hashes of its files), or what it goes on with may be stale.
         processes: that tokenise; what is written is the same with any number.
+        opener: of the settings' tokenizer, where it is being opened already.
 
     Raises:
         ConfigError: see ``PrepareConfig.check``; the tokenizer cannot be had, a split is empty, or the disk is full.
@@ -122,16 +121,18 @@ def prepare(
     partial = config.out.with_name(f"{config.out.name}.partial")
     with Encoders(1 if labelled == "tokens" else processes) as encoders, _kept_if(shard is not None, partial):
         split_of = _Splitter(config, source, test_source)
-        tokenizer = load_tokenizer(config.tokenizer, lambda: (d.text for d in source() if split_of(d) == "train"))
-        encoders.load(tokenizer.backend_tokenizer)
+        opener = opener or Opener(config.tokenizer)
+        tokenizer = opener.tokenizer(lambda: (d.text for d in source() if split_of(d) == "train"))
+        encoders.load(tokenizer.said)
+        Thread(target=import_module, args=["datasets"]).start()  # meanwhile: it is needed at the end, and takes a while
         settings = {key: value for key, value in asdict(config).items() if key != "out"}
-        about = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer_hash(tokenizer)}
+        about = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer.sha256}
         writing = _Writing(config, tokenizer, labelled, topics, partial, shard, _hash_of([about, shard]))
         writing.write(source, test_source, split_of, encoders)
         counts = writing.counts(rejected or {})
         _check_counts(counts)
         writing.save_splits()
-        tokenizer.save_pretrained(partial / "tokenizer")
+        tokenizer.save(partial / "tokenizer")
         (partial / MANIFEST).write_text(json.dumps(about | counts, indent=1, ensure_ascii=False), encoding="utf-8")
         partial.rename(config.out)
     (config.out / PROGRESS).unlink(missing_ok=True)
@@ -169,70 +170,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).is_file():
         raise ConfigError(f"{path} has no {MANIFEST}, so its tokenizer cannot be checked; prepare it with `sgtm data`")
     return read_json(path / MANIFEST, "prepare the data anew", _ABOUT)
-
-
-def load_tokenizer(name: str, texts: Callable[[], Iterable[str]] | None = None) -> "PreTrainedTokenizerBase":
-    """A fast tokenizer with an end-of-text token.
-
-    Args:
-        name: a name on the Hub, a folder, a tokenizer.json, or ``train:VOCAB``.
-        texts: what ``train:VOCAB`` is trained on.
-
-    Raises:
-        ConfigError: no such tokenizer, or it has no end-of-text token.
-    """
-    if name.startswith("train:"):
-        size = name.removeprefix("train:")
-        if texts is None or not size.isdigit() or int(size) < 257:
-            raise ConfigError(f"tokenizer={name!r}: use train:VOCAB with at least 257 entries (bytes and end-of-text)")
-        return _train_tokenizer(int(size), texts())
-    try:
-        tokenizer = _open_tokenizer(name)
-    except Exception as error:  # the libraries' own, of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"tokenizer={name!r} is neither a folder with a sound tokenizer.json nor reachable on the Hub ({reason}); "
-            "give a local folder, or train:VOCAB"
-        ) from error
-    if tokenizer.eos_token_id is None or not tokenizer.is_fast:
-        raise ConfigError(f"tokenizer={name!r} must be a fast tokenizer with an end-of-text token (eos_token)")
-    tokenizer.backend_tokenizer.no_truncation()  # documents are tokenised whole, whatever it was used for before
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
-
-
-def _open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    path = Path(name)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file() and not (file.parent / "tokenizer_config.json").is_file():
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=END_OF_TEXT)
-    from transformers import AutoTokenizer
-
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(file.parent) if file.is_file() else name)
-    return found
-
-
-def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """sha256 of everything that decides which ids a text gets."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(islice(texts, _TOKENIZER_SAMPLE), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
 class _Splitter:
@@ -399,7 +336,7 @@ class _Writing:
     def __init__(
         self,
         config: PrepareConfig,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: SavedTokenizer,
         labelled: Labelled | None,
         topics: bool,
         folder: Path,
@@ -441,7 +378,7 @@ class _Writing:
         """The manifest's counts."""
         by_category = {s: self._counts_by(s, lambda kind: kind.category, _forget_first) for s in self.writers}
         rejected = Counter(rejected_before) + self.rejected
-        about = {"vocab_size": len(self.tokenizer), "counts": by_category, "rejected": dict(rejected)}
+        about = {"vocab_size": self.tokenizer.size, "counts": by_category, "rejected": dict(rejected)}
         if self.topics:
             about["topics"] = {s: self._counts_by(s, lambda kind: kind.topic, str) for s in self.writers}
         return about | ({"token_labels": self.names} if self.labelled == "tokens" else {})
@@ -461,7 +398,7 @@ class _Writing:
 
     def _add(self, batch: list[tuple[str, Document]], encodings: Iterable[_Encoding]) -> None:
         of_tokens, number = self.labelled == "tokens", sum(self.documents.values())
-        end = np.int32(self.tokenizer.eos_token_id)
+        end = np.int32(self.tokenizer.end_of_text)
         rows: dict[tuple[str, _Kind], list[_Encoded]] = {}
         for (split, document), (ids, offsets) in zip(batch, encodings, strict=True):
             if reason := _reason_to_reject(split, document):
@@ -484,9 +421,10 @@ class _Writing:
             for batch, ids in zip(batches, encoders([d.text for d, _ in batch] for batch in again), strict=True):
                 yield batch, ((of_text, []) for of_text in ids)
             return
+        tokenizer = self.tokenizer.backend()
         for batch in batches:
             texts = [document.text for document, _ in batch]
-            encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+            encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
             yield batch, [(np.array(encoding.ids, np.int32), encoding.offsets) for encoding in encodings]
 
     def _counts_by(self, split: str, name: Callable[[_Kind], str], order: Callable[[str], Any]) -> dict[str, Any]:

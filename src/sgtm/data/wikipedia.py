@@ -34,6 +34,7 @@ from sgtm.config import (
 )
 from sgtm.data.ores import RULE, PageTopics, read_topics
 from sgtm.data.tokenize import Document, prepare
+from sgtm.data.tokenizer import Opener
 
 _BUFFER = 2**20  # bytes of a column that are read at a time, however large its row groups are
 _ARTICLES = 256  # that are taken out of a file together
@@ -56,27 +57,30 @@ def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path
     config.check()
     files, revision = article_files(wikipedia.source)
     rule = CategoryRule.of(wikipedia)
-    topics = _topics(wikipedia, config.out.parent)
-    corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents, wikipedia.retain_share)
-    origin = {
-        **{key: str(value) for key, value in asdict(wikipedia).items() if key != "processes"},
-        "revision": revision,
-        "files": {file.name: file_hash(file) for file in files},
-        "topics_file": file_hash(wikipedia.topics),
-        "topic_rows": {"in": topics.num_rows, "used": topics.num_used, "rejected": topics.rejected},
-        "articles": len(corpus.codes),
-        "choice": RULE,
-    }
-    return prepare(
-        corpus.train,
-        config,
-        origin,
-        corpus.test,
-        topics=True,
-        rejected=corpus.rejected,
-        shard=wikipedia.shard,
-        processes=wikipedia.processes or os.cpu_count() or 1,
-    )
+    processes = wikipedia.processes or os.cpu_count() or 1
+    with Opener(config.tokenizer, early=processes > 1) as opener:
+        topics = _topics(wikipedia, config.out.parent)
+        corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents, wikipedia.retain_share)
+        origin = {
+            **{key: str(value) for key, value in asdict(wikipedia).items() if key != "processes"},
+            "revision": revision,
+            "files": {file.name: file_hash(file) for file in files},
+            "topics_file": file_hash(wikipedia.topics),
+            "topic_rows": {"in": topics.num_rows, "used": topics.num_used, "rejected": topics.rejected},
+            "articles": len(corpus.codes),
+            "choice": RULE,
+        }
+        return prepare(
+            corpus.train,
+            config,
+            origin,
+            corpus.test,
+            topics=True,
+            rejected=corpus.rejected,
+            shard=wikipedia.shard,
+            processes=processes,
+            opener=opener,
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sgtm.config import ConfigError
 from sgtm.data.mixture import Rows
 from sgtm.data.scores import score_file, write_scores
 from sgtm.data.scoring import load_training
-from sgtm.data.tokenize import load_tokenizer, tokenizer_hash
+from sgtm.data.tokenizer import load_tokenizer, tokenizer_hash
 from sgtm.evaluate.loss import evaluating, numbered_batches
 from sgtm.model.loading import load_checkpoint
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sgtm.config import ConfigError, RunConfig
-from sgtm.data.tokenize import load_tokenizer
+from sgtm.data.tokenizer import load_tokenizer
 from sgtm.model.gpt_neo import GPTNeoForCausalLMSGTM
 from sgtm.model.loading import load_checkpoint
 from sgtm.model.masking import SGTM

@@ -22,7 +22,7 @@ from sgtm.config import Category, ConfigError, PartitionConfig, RunConfig, Stopp
 from sgtm.data.conditional import GOOD, Control
 from sgtm.data.mixture import PreparedData, Rows, Use, by_topic, count_modes, step_draw_chances, training_rows
 from sgtm.data.stream import ModeStream, open_stream
-from sgtm.data.tokenize import load_tokenizer
+from sgtm.data.tokenizer import load_tokenizer
 from sgtm.environment import environment, tune_malloc
 from sgtm.evaluate.calibrate import fit_bias
 from sgtm.evaluate.generate import continuations

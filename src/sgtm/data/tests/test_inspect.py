@@ -7,7 +7,8 @@ from datasets import load_from_disk
 from sgtm.cli import main
 from sgtm.config import PrepareConfig
 from sgtm.data.inspect import Overlap, document_hashes
-from sgtm.data.tokenize import Document, load_tokenizer, prepare
+from sgtm.data.tokenize import Document, prepare
+from sgtm.data.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sgtm.config import CATEGORIES, MODES, ConfigError, DataConfig, LabelConfig
 from sgtm.data.mixture import PreparedData, Rows, by_topic, collate, count_modes, step_draw_chances, training_rows
-from sgtm.data.tokenize import load_tokenizer, tokenizer_hash
+from sgtm.data.tokenizer import load_tokenizer, tokenizer_hash
 
 LABELS = LabelConfig(undiscovered=0.2, retain_fraction=0.25)
 

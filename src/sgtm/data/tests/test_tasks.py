@@ -17,7 +17,8 @@ from sgtm.data.documents import documents
 from sgtm.data.passages import SPAN, Passage, lower_case_words, read_corpus, span_hashes
 from sgtm.data.questions import Vocabulary, own_words, questions
 from sgtm.data.tasks import make_tasks
-from sgtm.data.tokenize import Document, load_tokenizer, prepare
+from sgtm.data.tokenize import Document, prepare
+from sgtm.data.tokenizer import load_tokenizer
 
 KINDS = ("cloze", "swapped", "replaced", "fact")
 OWN = {

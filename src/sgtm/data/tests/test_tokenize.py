@@ -7,7 +7,8 @@ import pytest
 from datasets import load_from_disk
 
 from sgtm.config import ConfigError, PrepareConfig
-from sgtm.data.tokenize import Document, load_tokenizer, prepare, tokenizer_hash
+from sgtm.data.tokenize import Document, prepare
+from sgtm.data.tokenizer import load_tokenizer, tokenizer_hash
 
 
 def source(sentences):

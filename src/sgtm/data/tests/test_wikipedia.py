@@ -26,7 +26,7 @@ from sgtm.data import tokenize
 from sgtm.data.mixture import PreparedData
 from sgtm.data.ores import read_topics
 from sgtm.data.tests.fake_hub import REVISION, FakeHub
-from sgtm.data.tokenize import load_tokenizer
+from sgtm.data.tokenizer import load_tokenizer
 from sgtm.data.wikipedia import CategoryRule, Corpus, article_files, prepare_wikipedia
 
 # Category, number of articles.

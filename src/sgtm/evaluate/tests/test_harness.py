@@ -10,7 +10,7 @@ import yaml
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from sgtm.config import ConfigError
-from sgtm.data.tokenize import load_tokenizer
+from sgtm.data.tokenizer import load_tokenizer
 from sgtm.evaluate.loss import evaluating
 from sgtm.train.tests.conftest import masked
 

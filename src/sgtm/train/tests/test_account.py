@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from sgtm.data.conditional import GOOD
-from sgtm.data.tokenize import END_OF_TEXT
+from sgtm.data.tokenizer import END_OF_TEXT
 from sgtm.evaluate.generate import continuations, continue_text
 from sgtm.evaluate.loss import Loss
 from sgtm.records import GENERATIONS, MATRIX, PARTITION, THROUGHPUT, read_records
