@@ -664,9 +664,12 @@ def data_wikipedia(arguments: Arguments) -> None:
     own = PrepareConfig(tyro.MISSING, context=1024, pack=True, test_fraction=0.1)
     default = WikipediaCommand(own, WikipediaConfig(tyro.MISSING))
     command = tyro.cli(WikipediaCommand, prog="sgtm data wikipedia", default=default, args=arguments)
-    from sgtm.data.wikipedia import prepare_wikipedia
+    from sgtm.data.tokenizer import Opener
 
-    print(f"written to {prepare_wikipedia(command.prepare, command.wikipedia)}")
+    with Opener(command.prepare.tokenizer, early=command.wikipedia.processes != 1) as opener:
+        from sgtm.data.wikipedia import prepare_wikipedia  # takes a while, as opening does
+
+        print(f"written to {prepare_wikipedia(command.prepare, command.wikipedia, opener)}")
 
 
 def data_inspect(arguments: Arguments) -> None:

@@ -47,7 +47,7 @@ _REASONS = {
 }
 
 
-def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path:
+def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig, opener: Opener | None = None) -> Path:
     """Write articles as forget (or domains), adjacent and retain documents; goes on where it was killed.
 
     Raises:
@@ -57,30 +57,28 @@ def prepare_wikipedia(config: PrepareConfig, wikipedia: WikipediaConfig) -> Path
     config.check()
     files, revision = article_files(wikipedia.source)
     rule = CategoryRule.of(wikipedia)
-    processes = wikipedia.processes or os.cpu_count() or 1
-    with Opener(config.tokenizer, early=processes > 1) as opener:
-        topics = _topics(wikipedia, config.out.parent)
-        corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents, wikipedia.retain_share)
-        origin = {
-            **{key: str(value) for key, value in asdict(wikipedia).items() if key != "processes"},
-            "revision": revision,
-            "files": {file.name: file_hash(file) for file in files},
-            "topics_file": file_hash(wikipedia.topics),
-            "topic_rows": {"in": topics.num_rows, "used": topics.num_used, "rejected": topics.rejected},
-            "articles": len(corpus.codes),
-            "choice": RULE,
-        }
-        return prepare(
-            corpus.train,
-            config,
-            origin,
-            corpus.test,
-            topics=True,
-            rejected=corpus.rejected,
-            shard=wikipedia.shard,
-            processes=processes,
-            opener=opener,
-        )
+    topics = _topics(wikipedia, config.out.parent)
+    corpus = Corpus.join(files, topics, rule, config, wikipedia.test_documents, wikipedia.retain_share)
+    origin = {
+        **{key: str(value) for key, value in asdict(wikipedia).items() if key != "processes"},
+        "revision": revision,
+        "files": {file.name: file_hash(file) for file in files},
+        "topics_file": file_hash(wikipedia.topics),
+        "topic_rows": {"in": topics.num_rows, "used": topics.num_used, "rejected": topics.rejected},
+        "articles": len(corpus.codes),
+        "choice": RULE,
+    }
+    return prepare(
+        corpus.train,
+        config,
+        origin,
+        corpus.test,
+        topics=True,
+        rejected=corpus.rejected,
+        shard=wikipedia.shard,
+        processes=wikipedia.processes or os.cpu_count() or 1,
+        opener=opener,
+    )
 
 
 @dataclass(frozen=True)
