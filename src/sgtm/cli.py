@@ -265,19 +265,32 @@ class TextsCommand:
     """The split to read where a data set has several."""
     test_source: str | None = None
     """Where the test split comes from, if the source has one of its own."""
+    text_column: str = "text"
+    """The texts."""
+    domains: str = ""
+    """All domains, with commas between (forget, or names of your own): a category or label of another name is refused.
+    By default any name is taken, and the labels are counted for you to see."""
 
 
 def data_texts(arguments: Arguments) -> None:
     """Prepare texts of several domains, with labels of documents or of spans."""
     command = tyro.cli(TextsCommand, prog="sgtm data texts", args=arguments)
     from sgtm.data.texts import texts, truth_of
-    from sgtm.data.tokenize import prepare
+    from sgtm.data.tokenize import prepare, read_manifest
 
-    training, labelled = texts(command.source, command.split)
-    test = None if command.test_source is None else texts(command.test_source, command.split)[0]
+    how = command.split, command.text_column, _words(command.domains)
+    training, labelled = texts(command.source, *how)
+    test = None if command.test_source is None else texts(command.test_source, *how)[0]
     origin = {key: value for key, value in asdict(command).items() if key != "prepare"}
     origin["truth"] = truth_of(command.source, command.split)
-    print(f"written to {prepare(training, command.prepare, origin, test, labelled)}")
+    written = prepare(training, command.prepare, origin, test, labelled)
+    if labelled is not None:
+        from rich.console import Console
+
+        from sgtm.data.inspect import labels_table
+
+        Console().print(labels_table(read_manifest(written)))
+    print(f"written to {written}")
     if origin["truth"] == "label":
         print("no column category: labels stand for it, so losses are of what was labelled, not of what texts are")
 
@@ -831,7 +844,7 @@ def compare(arguments: Arguments) -> None:
         """Print what tells runs apart: settings, test losses and their differences, cost.
 
         Args:
-            runs: folders of two runs or more; differences are to the first.
+            runs: folders of two runs or more, or of a sweep; differences are to the first.
             out: an HTML page to write as well, with the curves over one another.
         """
         from rich.console import Console

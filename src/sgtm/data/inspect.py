@@ -40,6 +40,8 @@ def inspect(path: Path, examples: int = 1, check: bool = True, console: Console 
     data, console = load_from_disk(path), console or Console(width=max(120, Console().width))
     console.print(_about(manifest))
     console.print(_splits(data, manifest))
+    if "labels" in manifest:
+        console.print(labels_table(manifest))
     if "topics" in manifest:
         console.print(_topics(manifest["topics"]))
     tokenizer = load_tokenizer(str(path / "tokenizer"))
@@ -114,11 +116,20 @@ def _splits(data: Any, manifest: dict[str, Any]) -> Table:
     return table
 
 
+def labels_table(manifest: dict[str, Any]) -> Table:
+    """How many documents, or tokens, of each split have which label."""
+    unit, of_split = "tokens" if "token_labels" in manifest else "documents", manifest["labels"]
+    table = _table("label", *(f"{split} {unit}" for split in of_split))
+    for label in sorted({label for found in of_split.values() for label in found}):
+        table.add_row(escape(label), *(f"{found.get(label, 0):,}" for found in of_split.values()))
+    return table
+
+
 def _table(*columns: str) -> Table:
     """Names on the left, numbers on the right."""
     table = Table()
     for name in columns:
-        is_name = name in ("split", "category", "topic")
+        is_name = name in ("split", "category", "label", "topic")
         table.add_column(name, justify="left" if is_name else "right", no_wrap=is_name)
     return table
 

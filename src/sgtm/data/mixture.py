@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sgtm.config import DOMAINS, Category, ConfigError, DataConfig, LabelConfig, categories, modes
+from sgtm.config import DOMAINS, Category, ConfigError, DataConfig, LabelConfig, categories, modes, nearest
 from sgtm.config import labels as label_names
 from sgtm.data.conditional import Control, with_control_tokens
 from sgtm.data.labels import Codes, draw_labels, error_rates, modes_of
@@ -436,7 +436,7 @@ def _rows(data: Dataset, path: str, domains: tuple[str, ...]) -> Rows:
         names = read_manifest(Path(path)).get("token_labels")
         if misfit(names, [str]):
             raise ConfigError(f"{path}: the {MANIFEST} does not name its token_labels; prepare the data anew")
-        token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "token_labels")
+        token_labels = _codes(pa.chunked_array([names]), label_names(domains), path, "labels")
     elif "label" in data.column_names:
         given = _codes(pc.fill_null(table["label"], UNLABELED), label_names(domains), path, "labels")
     columns = ["input_ids", *(["topic"] if "topic" in data.column_names else [])]
@@ -468,8 +468,11 @@ def _codes(column: pa.ChunkedArray, known: tuple[str, ...], path: str, what: str
     codes = pc.index_in(column, value_set=pa.array(known))
     if codes.null_count:
         unknown = sorted(map(str, pc.unique(column.filter(pc.is_null(codes))).to_pylist()))
+        near = next(filter(None, (nearest(name, known) for name in unknown)), "")
+        remedy = f"{near} Where it is misspelt, prepare the data anew with it put right" if near else ""
         raise ConfigError(
             f"{path} has the {what} {unknown}; only {list(known)} are known: name the domains in partition.domains"
+            f"{remedy}"
         )
     found: Codes = codes.to_numpy().astype(np.int8)
     return found

@@ -231,12 +231,21 @@ class LabelledRows:
         ]
         kept = [document for document in documents if document.text and self._is_kept(document)]
         if self.are_tokens:
-            found = [(np.asarray(d.text), [(i, i + 1) for i in range(len(d.text))]) for d in kept]
+            found = [(self._ids(d.text), [(i, i + 1) for i in range(len(d.text))]) for d in kept]
         else:
             encodings = self.tokenizer.backend_tokenizer.encode_batch([d.text for d in kept], add_special_tokens=False)
             ended = self.tokenizer.eos_token_id
             found = [(np.append(np.asarray(e.ids, np.int64), ended), e.offsets) for e in encodings]
         return [row for d, (ids, places) in zip(kept, found, strict=True) for row in self._rows(d, ids, places)]
+
+    def _ids(self, tokens: Any) -> np.ndarray[Any, Any]:
+        ids, size = np.asarray(tokens), len(self.tokenizer)
+        if ids.min() < 0 or ids.max() >= size:
+            raise ConfigError(
+                f"{self.config.source} has the token id {ids.max() if ids.max() >= size else ids.min()}, but the "
+                f"tokenizer of data.path has {size} entries; tokenise the shards with that one"
+            )
+        return ids
 
     def _is_kept(self, document: Document) -> bool:
         for label in (document.label, *(label for _, _, label in document.spans)):

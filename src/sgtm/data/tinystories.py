@@ -1,6 +1,8 @@
 """Parallel texts in two columns, as in the bilingual TinyStories set: one language is kept, the other removed."""
 
 import codecs
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a 
     "mirrored": lambda english, spanish: english[::-1],
 }
 _CHANGE = (0.25, 0.75)  # of a text: where a mixed document changes its language
+_NOT_READ = (".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip")  # of a folder's files; they may be texts
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
@@ -203,13 +206,16 @@ def open_rows(name: str, split: str, streaming: bool = False) -> Dataset | Itera
 
 
 def _open_files(path: Path) -> IterableDataset:
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [p for p in found if p.suffix in _READERS and p.name != MANIFEST] if path.is_dir() else found
-    kinds = {_READERS.get(p.suffix) for p in files}
-    if len(kinds) != 1 or None in kinds:
-        raise ConfigError(
-            f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {sorted(map(str, kinds))}"
-        )
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST) if path.is_dir() else [path]
+    files = [p for p in found if p.suffix in _READERS]
+    kinds = {_READERS[p.suffix] for p in files}
+    others = Counter(p.suffix or p.name for p in found if p.suffix not in _READERS)
+    if len(kinds) != 1:
+        given = ", ".join(sorted({p.suffix for p in files}) or others) or "nothing"
+        raise ConfigError(f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {given}")
+    if unread := {kind: n for kind, n in others.items() if kind in _NOT_READ}:
+        said = ", ".join(f"{n} {kind}" for kind, n in unread.items())
+        warnings.warn(f"{path}: only {', '.join(sorted({p.suffix for p in files}))} is read, not {said}", stacklevel=2)
     for file in files if kinds == {"json"} else ():
         _check_beginning(file)
     try:

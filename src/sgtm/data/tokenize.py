@@ -150,6 +150,8 @@ def _kept_if(resumable: bool, partial: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         remedy = f"; the same command goes on from what {partial} holds" if resumable else ""
         raise KeyboardInterrupt(f"stopped by Ctrl-C{remedy}") from None
+    except PermissionError as error:
+        raise ConfigError(f"{partial.parent} cannot be written: {error.strerror}; choose another --out") from error
     except OSError as error:
         if not _is_full_disk(error):
             raise
@@ -350,6 +352,7 @@ class _Writing:
         self.writers = {s: _RowWriter(rows / s, config, labelled, topics, together) for s in ("train", "test")}
         self.names = [UNLABELED]
         self.documents: Counter[tuple[str, _Kind]] = Counter()
+        self.labels: Counter[tuple[str, str]] = Counter()  # documents, or tokens, of each split and label
         self.rejected: Counter[str] = Counter()
         self.num_read = 0  # documents of the source
 
@@ -379,6 +382,11 @@ class _Writing:
         by_category = {s: self._counts_by(s, lambda kind: kind.category, _forget_first) for s in self.writers}
         rejected = Counter(rejected_before) + self.rejected
         about = {"vocab_size": self.tokenizer.size, "counts": by_category, "rejected": dict(rejected)}
+        if self.labelled:
+            about["labels"] = {
+                split: {label: n for (s, label), n in sorted(self.labels.items()) if s == split}
+                for split in self.writers
+            }
         if self.topics:
             about["topics"] = {s: self._counts_by(s, lambda kind: kind.topic, str) for s in self.writers}
         return about | ({"token_labels": self.names} if self.labelled == "tokens" else {})
@@ -409,6 +417,10 @@ class _Writing:
             ended = np.append(ids, end)
             rows.setdefault((split, kind), []).append(_Encoded(number, ended, document.label, labels))
             self.documents[split, kind] += 1
+            if of_tokens:
+                self.labels.update((split, self.names[code]) for code in labels)
+            elif self.labelled:
+                self.labels[split, document.label] += 1
             number += 1
         for (split, kind), found in rows.items():
             self.writers[split].add(kind, found)
@@ -445,6 +457,7 @@ class _Writing:
             "fingerprint": self.fingerprint,
             "num_read": self.num_read,
             "documents": [[split, *kind, n] for (split, kind), n in self.documents.items()],
+            "labels": [[*which, n] for which, n in self.labels.items()],
             "rejected": dict(self.rejected),
             "names": self.names,
             "writers": {split: w.state() for split, w in self.writers.items()},
@@ -465,6 +478,7 @@ class _Writing:
         else:
             self.num_read, self.names = state["num_read"], state["names"]
             self.documents = Counter({(s, _Kind(c, t)): n for s, c, t, n in state["documents"]})
+            self.labels = Counter({(s, label): n for s, label, n in state["labels"]})
             self.rejected = Counter(state["rejected"])
             for split, writer in self.writers.items():
                 writer.restore(state["writers"][split])

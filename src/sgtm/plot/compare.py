@@ -10,7 +10,9 @@ from rich.text import Text
 from sgtm.config import ConfigError
 from sgtm.plot.chart import PALETTE, Line, line_chart, short, signed
 from sgtm.plot.page import Html, grid, missing, page, paragraph, rich_table, section, without_secrets
+from sgtm.plot.records import run_folders
 from sgtm.plot.run_folder import VARIANTS, RunFolder, read_run_folder
+from sgtm.records import METRICS
 
 _ABSENT = "–"
 _EVERY = "sgtm train ... --evaluate.every STEPS"
@@ -19,13 +21,17 @@ _EVERY = "sgtm train ... --evaluate.every STEPS"
 def read_compared(folders: Sequence[Path]) -> dict[str, RunFolder]:
     """The runs by name; where two have one name, by as much of their path as tells them apart.
 
+    Args:
+        folders: of runs, or of sweeps for all runs in them.
+
     Raises:
         ConfigError: fewer than two different runs, or no run at one of the ``folders``.
     """
-    places = list(dict.fromkeys(folder.resolve() for folder in folders))
+    given = [run for f in folders for run in (() if (f / METRICS).is_file() else run_folders(f)) or [f]]
+    places = list(dict.fromkeys(folder.resolve() for folder in given))
     if len(places) < 2:
         raise ConfigError(f"{', '.join(map(str, folders)) or 'nothing'}: a comparison needs two different runs or more")
-    found = [read_run_folder(folder) for folder in folders if folder.resolve() in places]
+    found = [read_run_folder(folder) for folder in places]
     return dict(zip(_names(places), found, strict=True))
 
 

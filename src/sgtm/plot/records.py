@@ -113,6 +113,12 @@ def read_runs(paths: Iterable[Path]) -> list[RunRecords]:
     return runs
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of runs right below ``folder``, such as a sweep's."""
+    found = [file.parent for file in sorted(folder.glob(f"*/{METRICS}"))]
+    return [f for f in found if (f / "config.yaml").is_file() or (f / UNLEARN).is_file()]
+
+
 def chosen_domains(runs: Sequence[RunRecords], forget: str) -> tuple[str, ...]:
     """The domains whose mean loss is drawn; the same for every run.
 

@@ -9,10 +9,10 @@ from sgtm.config import ConfigError
 from sgtm.interval import mean_interval
 from sgtm.plot.chart import PALETTE, Dot, Line, line_chart, scatter_chart
 from sgtm.plot.page import Html, details, grid, missing, page, pairs, section, table, tiles, without_secrets
-from sgtm.plot.records import RunRecords, read_run, read_runs, series
+from sgtm.plot.records import RunRecords, read_run, read_runs, run_folders, series
 from sgtm.plot.tradeoff import COLORS
 from sgtm.plot.undiscovered import ALONG, losses_by_share
-from sgtm.records import METRICS, RESULTS, UNLEARN
+from sgtm.records import METRICS, RESULTS
 
 _VARIANTS = ("calibrated", "ablated", "intact")
 _NOTE = "Mean over seeds ± half the 95 % t interval; one seed has none. Only runs that have ended count."
@@ -36,8 +36,7 @@ def read_sweep_folder(folder: Path) -> list[RunRecords]:
     Raises:
         ConfigError: neither.
     """
-    folders = [file.parent for file in sorted(folder.glob(f"*/{METRICS}"))]
-    runs = [read_run(f) for f in folders if (f / "config.yaml").is_file() or (f / UNLEARN).is_file()]
+    runs = [read_run(f) for f in run_folders(folder)]
     if runs:
         return runs
     if (folder / RESULTS).is_file():

@@ -173,6 +173,8 @@ def test_other_methods(opened, use, expected):
         ({"words": ["a"]}, "modes", "no column 'input_ids'"),
         ({"text": ["a"]}, "modes", "no column 'label'"),
         ({"text": ["a b"], "label": ["bio"]}, "modes", "has the label 'bio'"),
+        ({"input_ids": [[5, 70_000]], "label": ["forget"]}, "modes", "the token id 70000, but the tokenizer of"),
+        ({"input_ids": [[-100, 5]], "label": ["forget"]}, "modes", "the token id -100"),
         ({"text": ["a b"], "label": ["forget"]}, "mask", "needs rows that are prepared"),
         ({"text": ["a b"], "label": ["forget"]}, "filter", "no row to train on"),
         ({"text": ["a b"], "spans": ['[[0, 1, "forget"]]']}, "filter", "drops documents"),

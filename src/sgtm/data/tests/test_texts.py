@@ -1,14 +1,19 @@
 """Texts of several domains, with labels of documents and of spans, from a file to batches."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_from_disk
+from rich.console import Console
 
 from sgtm.config import ConfigError, DataConfig, LabelConfig, PrepareConfig, labels
+from sgtm.data.inspect import inspect
 from sgtm.data.mixture import PreparedData, collate, step_draw_chances, training_rows
 from sgtm.data.texts import texts
-from sgtm.data.tokenize import prepare
+from sgtm.data.tokenize import prepare, read_manifest
 
 DOMAINS = ("biology", "cyber")
 WORDS = {"biology": "cell gene virus", "cyber": "port shell exploit", "retain": "dog tree house", "adjacent": "acid"}
@@ -161,3 +166,60 @@ def test_a_null_for_a_first_row_is_refused(tmp_path, beginning):
     file.write_text(beginning + file.read_text())
     with pytest.raises(ConfigError, match="begins with null, which is no row"):
         texts(str(file))
+
+
+@pytest.mark.parametrize("column", ["category", "label"])
+def test_domains_that_are_named_are_all_there_are(tmp_path, column):
+    rows = rows_of(8, label=lambda *_: "retain")
+    rows[5][column] = "biologie"
+    source, _ = texts(str(write(tmp_path, rows)), domains=DOMAINS)
+    with pytest.raises(ConfigError, match=r"row 5: 'biologie' is none of biology, cyber, .*mean 'biology'"):
+        list(source())
+
+
+def test_labels_are_counted(tmp_path):
+    rows = rows_of(40, label=lambda i, category: "biology" if i % 3 else "")
+    out = prepared(tmp_path, rows)
+    counts = read_manifest(out)["labels"]
+    found = load_from_disk(out)
+    by_document = {s: dict(zip(found[s]["document"], found[s]["label"], strict=True)) for s in found}
+    assert {s: Counter(of_split.values()) for s, of_split in by_document.items()} == counts
+    console = Console(width=120, record=True)
+    inspect(out, examples=0, check=False, console=console)
+    assert "unlabeled" in console.export_text()
+
+
+def test_labels_of_tokens_are_counted(tmp_path):
+    out = prepared(tmp_path, rows_of(40, spans=lambda i, _: [[0, 3, "biology"]] if i % 2 else []), pack=True)
+    manifest, found = read_manifest(out), load_from_disk(out)
+    names = manifest["token_labels"]
+    counted = {s: Counter(names[code] for row in found[s]["token_labels"] for code in row) for s in found}
+    assert counted == manifest["labels"]
+
+
+def test_another_column_of_texts(tmp_path):
+    rows = [{"body": row.pop("text"), **row} for row in rows_of(8)]
+    source, _ = texts(str(write(tmp_path, rows)), text_column="body")
+    assert [d.text for d in source()] == [row["body"] for row in rows]
+
+
+def test_files_that_are_not_read_are_told(tmp_path):
+    write(tmp_path, rows_of(8))
+    (tmp_path / "more.txt").write_text("a text")
+    with pytest.warns(UserWarning, match=r"only .jsonl is read, not 1 .txt"):
+        texts(str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a text")
+    with pytest.raises(ConfigError, match=r"one kind of file is needed, .*; found .txt"):
+        texts(str(tmp_path / "texts"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def mkdir(self, *words, make=Path.mkdir, **names):
+        if ".partial" in str(self):
+            raise PermissionError(13, "Permission denied")
+        make(self, *words, **names)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(ConfigError, match="cannot be written: Permission denied; choose another --out"):
+        prepared(tmp_path, rows_of(40))

@@ -49,6 +49,13 @@ def test_runs_of_one_name_are_told_apart_by_their_path(tmp_path):
     assert list(read_compared(folders)) == ["p/run", "q/run"]
 
 
+def test_a_sweep_stands_for_its_runs(tmp_path):
+    one, *_ = [write_run(tmp_path / "sweep" / x, shift=i) for i, x in enumerate("abc")]
+    write_run(one / "inside")
+    assert list(read_compared([tmp_path / "sweep"])) == ["a", "b", "c"]
+    assert list(read_compared([one, write_run(tmp_path / "d")])) == ["a", "d"]
+
+
 def test_a_run_is_not_compared_with_itself(tmp_path):
     folder = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="two different runs"):
