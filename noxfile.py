@@ -34,4 +34,5 @@ def wheel(session: nox.Session) -> None:
     session.install(f"sgtm[data,plot] @ {built.as_uri()}")
     session.chdir(session.create_tmp())
     session.run("sgtm", "env")
+    session.run("sgtm", "sweep", "configs/sweeps/tinystories/recipes-cpu.yaml", "--status")  # of the wheel
     session.run("sgtm", "demo", "--steps", "20")

@@ -1057,13 +1057,22 @@ def _overlaid(values: Any, laid: Any) -> Any:
     return {key: value for key, value in merged.items() if key not in taken}
 
 
+def found(path: str | Path) -> Path:
+    """``path``, or where there is no such file the one in ``configs/`` or ``recipes/`` that comes with sgtm."""
+    path = Path(path)
+    if not path.is_file() and path.parts[:1] in (("configs",), ("recipes",)):
+        package = Path(__file__).parent
+        return next((p for p in (package / path, package.parents[1] / path) if p.is_file()), path)
+    return path
+
+
 def read_yaml(path: str | Path) -> Any:
     """The plain values of a YAML file.
 
     Raises:
         ConfigError: no such file, or no YAML (see ``sgtm.plain``).
     """
-    path = Path(path)
+    path = found(path)
     if not path.is_file():
         raise ConfigError(f"{path} is no file; give the path of a YAML configuration (examples in configs/)")
     try:

@@ -1,5 +1,6 @@
 """Texts -> token ids: the tokenizer's own, in parallel, and each word of a text only once."""
 
+import gc
 import json
 import os
 import re
@@ -273,4 +274,5 @@ def words_stand_alone(tokenizer: Tokenizer) -> bool:
 
 
 if __name__ == "__main__":
+    gc.disable()  # nothing here is in a circle
     _work(Connection(int(sys.argv[1])))

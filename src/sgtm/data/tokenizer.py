@@ -1,5 +1,6 @@
 """Tokenizers by their names, and what preparing texts needs of one."""
 
+import gc
 import hashlib
 import sys
 import tempfile
@@ -170,4 +171,5 @@ def _work(pipe: Connection, name: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # importing is all that it does
     _work(Connection(int(sys.argv[1])), sys.argv[2])

@@ -105,3 +105,13 @@ def test_texts_come_back_from_yaml_as_they_were(text):
 def test_a_number_that_no_float_holds_is_refused():
     assert "is too large a number" in misfit(10**400, float)
     assert not misfit(10**300, float)
+
+
+def test_configurations_that_come_with_sgtm_are_found_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/tinystories/cpu.yaml", "recipes/paper.yaml").train.mixing == "step_draw"
+    (tmp_path / "configs/tinystories").mkdir(parents=True)
+    (tmp_path / "configs/tinystories/cpu.yaml").write_text("train: {steps: 7, warmup_steps: 1}")
+    assert load("configs/tinystories/cpu.yaml").train.steps == 7  # one's own comes first
+    with pytest.raises(ConfigError, match=r"configs/none\.yaml is no file"):
+        load("configs/none.yaml")

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgtm.config import ConfigError, RunConfig, build, load, read_yaml, with_settings
+from sgtm.config import ConfigError, RunConfig, build, found, load, read_yaml, with_settings
 
 _LONGEST_NAME = 200  # bytes; file systems end at 255
 _SETTINGS = "settings, grid and runs"
@@ -107,10 +107,12 @@ def read_sweep(path: Path, base: Path | None = None) -> Sweep:
     Raises:
         ConfigError: a file that cannot be read, an unknown key (the nearest is named), or settings no run can have.
     """
+    path = found(path)
     read = read_yaml(path)
     with _errors_of(path):
         config = build(SweepConfig, read, "sweep")
-        values = asdict(load(base or path.parent / config.base))
+        beside = path.parent / config.base
+        values = asdict(load(base or (beside if beside.is_file() else found(config.base))))
         return Sweep(path, config, build(RunConfig, with_settings(values, config.settings, "settings"), "settings"))
 
 
