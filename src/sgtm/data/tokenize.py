@@ -478,7 +478,7 @@ class _Writing:
         else:
             self.num_read, self.names = state["num_read"], state["names"]
             self.documents = Counter({(s, _Kind(c, t)): n for s, c, t, n in state["documents"]})
-            self.labels = Counter({(s, label): n for s, label, n in state["labels"]})
+            self.labels = Counter({(s, label): n for s, label, n in state.get("labels", [])})
             self.rejected = Counter(state["rejected"])
             for split, writer in self.writers.items():
                 writer.restore(state["writers"][split])
