@@ -165,7 +165,8 @@ def as_arrow(numbers: NDArray[Any]) -> pa.Array:
 
 def as_numpy(numbers: pa.Array) -> NDArray[Any]:
     kind = np.dtype(f"i{numbers.type.byte_width}")
-    return np.frombuffer(numbers.buffers()[1], kind, len(numbers), numbers.offset * kind.itemsize)
+    start = numbers.offset * kind.itemsize
+    return np.frombuffer(numbers.buffers()[1], kind, len(numbers), start) if len(numbers) else np.empty(0, kind)
 
 
 def cut_at(ids: Ids, places: list[int]) -> list[Ids]:

@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
-from importlib import import_module
 from itertools import chain, islice, tee
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from sgtm.config import Category, ConfigError, PrepareConfig, check_no_secret, read_json
-from sgtm.data.encode import Encoders, Ids
+from sgtm.data.encode import Encoders, Ids, as_arrow
 from sgtm.data.tokenizer import Opener, SavedTokenizer
 
 MANIFEST = "manifest.json"
@@ -124,7 +122,6 @@ def prepare(
         opener = opener or Opener(config.tokenizer)
         tokenizer = opener.tokenizer(lambda: (d.text for d in source() if split_of(d) == "train"))
         encoders.load(tokenizer.said)
-        Thread(target=import_module, args=["datasets"]).start()  # meanwhile: it is needed at the end, and takes a while
         settings = {key: value for key, value in asdict(config).items() if key != "out"}
         about = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer.sha256}
         writing = _Writing(config, tokenizer, labelled, topics, partial, shard, _hash_of([about, shard]))
@@ -309,7 +306,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
         return pa.array(values, kind)
     offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
     joined = np.concatenate([np.asarray(v, np.int32) for v in values])
-    return pa.ListArray.from_arrays(offsets, pa.array(joined).cast(kind.value_type), type=kind)
+    return pa.ListArray.from_arrays(offsets, as_arrow(joined).cast(kind.value_type), type=kind)
 
 
 def _stream(document: _Encoded) -> _Stream:
@@ -489,21 +486,27 @@ class _Writing:
 
 
 def _adopt(folder: Path, files: dict[str, list[Path]], fingerprint: str) -> None:
-    """Make a ``DatasetDict`` on disk of Arrow files that lie in its folders already; nothing is written twice."""
-    from datasets import Dataset, DatasetDict
+    """Make a ``DatasetDict`` on disk of Arrow files that lie in its folders already; nothing is written twice.
 
-    first = {split: Dataset.from_file(str(of_split[0])).select([0]) for split, of_split in files.items()}
-    with _quiet():
-        DatasetDict(first).save_to_disk(folder / "one_row")
-    (folder / "one_row" / "dataset_dict.json").replace(folder / "dataset_dict.json")
+    It is what `datasets` writes, less what it reads off the files themselves.
+    """
+    unformatted: dict[str, Any] = {
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+    }
     for split, of_split in files.items():
-        described = folder / "one_row" / split
-        state = json.loads((described / "state.json").read_text(encoding="utf-8"))
-        state["_data_files"] = [{"filename": file.name} for file in of_split]
-        state["_fingerprint"] = _hash_of([fingerprint, split])[:16]  # else it would tell the time
-        (folder / split / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
-        (described / "dataset_info.json").replace(folder / split / "dataset_info.json")
-    shutil.rmtree(folder / "one_row")
+        state = {
+            "_data_files": [{"filename": file.name} for file in of_split],
+            "_fingerprint": _hash_of([fingerprint, split])[:16],  # else it would tell the time
+            "_output_all_columns": False,
+            "_split": None,
+            **unformatted,
+        }
+        (folder / split / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        (folder / split / "dataset_info.json").write_text("{}", encoding="utf-8")
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(files)}), encoding="utf-8")
 
 
 def _hash_of(value: Any) -> str:

@@ -32,6 +32,7 @@ from sgtm.config import (
     check_domain_name,
     nearest,
 )
+from sgtm.data.encode import as_arrow, as_numpy
 from sgtm.data.ores import RULE, PageTopics, read_topics
 from sgtm.data.tokenize import Document, prepare
 from sgtm.data.tokenizer import Opener
@@ -220,7 +221,7 @@ class Corpus:
                 here = slice(start, start + len(batch))
                 start += len(batch)
                 if chosen[here].any():
-                    found = batch.filter(pa.array(chosen[here]))
+                    found = batch.take(as_arrow(np.flatnonzero(chosen[here])))
                     columns = (
                         found["id"].to_pylist(),
                         found["text"].to_pylist(),
@@ -309,8 +310,9 @@ def _page_ids(file: Path) -> NDArray[np.int64]:
 
 def _numbers(ids: Any) -> NDArray[np.int64]:
     text = ids.cast(pa.string())
-    is_number = pc.fill_null(pc.match_substring_regex(text, "^[0-9]{1,18}$"), False)
-    numbers: NDArray[np.int64] = pc.if_else(is_number, text, "-1").cast(pa.int64()).to_numpy(zero_copy_only=False)
+    is_number = pc.match_substring_regex(text, "^[0-9]{1,18}$")
+    numbers = np.full(len(text), -1)
+    numbers[as_numpy(pc.indices_nonzero(is_number))] = as_numpy(text.filter(is_number).cast(pa.int64()))
     return numbers
 
 
