@@ -995,7 +995,7 @@ class AuditConfig:
             raise ConfigError(f"shares={self.shares}: give shares of what was removed, more than 0 and at most 1")
         if 0 not in self.shots:
             raise ConfigError(f"shots={self.shots} lacks 0, which the others are compared with; add it")
-        if not 0 <= self.relearn.warmup_steps < self.relearn.steps:
+        if not 0 <= self.relearn.warmup_steps < self.relearn.steps and set(RELEARNING) & set(self.attacks):
             raise ConfigError(
                 f"relearn.warmup_steps={self.relearn.warmup_steps} must be less than relearn.steps={self.relearn.steps}"
             )

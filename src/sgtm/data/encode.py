@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from itertools import cycle, pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from subprocess import DEVNULL, Popen
+from signal import SIGKILL
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any
 
 import numpy as np
@@ -141,14 +142,16 @@ class Encoder:
 
     def _by_texts(self, parts: list[str]) -> dict[str, bytes]:
         """The ids of parts by way of the whole tokenizer, many with their spaces as one text."""
-        apart = [part for part in parts if not part.startswith(" ")]
+        is_spaced = [part.startswith(" ") and not part[-1].isspace() for part in parts]  # nor may spaces run together
+        apart = [part for part, spaced in zip(parts, is_spaced, strict=True) if not spaced]
         learnt = dict(zip(apart, self._raw(apart), strict=True))
-        spaced = [part for part in parts if part.startswith(" ")]  # each begins at the token with its space
-        groups = [spaced[i : i + _PARTS] for i in range(0, len(spaced), _PARTS)]
+        together = [part for part, spaced in zip(parts, is_spaced, strict=True) if spaced]
+        groups = [together[i : i + _PARTS] for i in range(0, len(together), _PARTS)]
+        # Each begins at the token with its space.
         for group, ids in zip(groups, self._whole(["".join(group) for group in groups]), strict=True):
             starts = (np.flatnonzero(self.begins_word[ids]) * ids.itemsize).tolist()
-            ends, together = [*starts[1:], ids.nbytes], ids.tobytes()
-            learnt.update(zip(group, map(together.__getitem__, map(slice, starts, ends)), strict=True))
+            ends, raw = [*starts[1:], ids.nbytes], ids.tobytes()
+            learnt.update(zip(group, map(raw.__getitem__, map(slice, starts, ends)), strict=True))
         return learnt
 
 
@@ -202,13 +205,13 @@ class Encoders:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def load(self, said: str) -> None:
-        """Encode from now on with the tokenizer that ``said`` (as `tokenizers` writes it) describes."""
+    def load(self, said: str, splits_special: bool = False) -> None:
+        """Encode from now on with the tokenizer of ``said``; see ``read_tokenizer``."""
         if not self.workers:
-            self.encoder = Encoder(Tokenizer.from_str(said))
+            self.encoder = Encoder(read_tokenizer(said, splits_special))
         for _, pipe in self.workers:
-            with _still_there():
-                pipe.send(said)
+            with self._still_there():
+                pipe.send((said, splits_special))
 
     def __call__(self, lots: Iterable[list[str]]) -> Iterator[list[Ids]]:
         """The ids of each lot of texts, in order; as many lots are read ahead as there are processes."""
@@ -220,7 +223,7 @@ class Encoders:
         for lot in lots:
             found = self._next(waiting) if len(waiting) == len(self.workers) else None
             pipe = next(turns)
-            with _still_there():
+            with self._still_there():
                 pipe.send(lot)
             waiting.append(pipe)
             if found is not None:
@@ -228,11 +231,19 @@ class Encoders:
         while waiting:
             yield self._next(waiting)
 
-    @staticmethod
-    def _next(waiting: deque[Connection]) -> list[Ids]:
-        with _still_there():
+    def _next(self, waiting: deque[Connection]) -> list[Ids]:
+        with self._still_there():
             ids, stops = waiting.popleft().recv()
         return cut_at(ids, stops)
+
+    @contextmanager
+    def _still_there(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            codes = {code for worker, _ in self.workers if (code := _code_of(worker))}
+            own = "is the memory full? Use fewer processes" if codes <= {-SIGKILL} else "its error is above"
+            raise RuntimeError(f"a process that tokenises has ended ({sorted(codes)}): {own}") from error
 
     def close(self) -> None:
         """End the processes."""
@@ -242,17 +253,27 @@ class Encoders:
             worker.wait()
 
 
-@contextmanager
-def _still_there() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, ConnectionError) as error:
-        raise RuntimeError("a process that tokenises has ended; is the memory full? Use fewer processes") from error
+def _code_of(worker: Popen[bytes]) -> int | None:
+    """Its exit status, where it has ended or does so in a moment."""
+    with suppress(TimeoutExpired):
+        return worker.wait(0.2)
+    return None
+
+
+def read_tokenizer(said: str, splits_special: bool = False) -> Tokenizer:
+    """A tokenizer as `tokenizers` writes it.
+
+    Args:
+        splits_special: special tokens that stand in a text are text (what `tokenizers` does not write).
+    """
+    tokenizer = Tokenizer.from_str(said)
+    tokenizer.encode_special_tokens = splits_special
+    return tokenizer
 
 
 def _work(pipe: Connection) -> None:
     with suppress(EOFError, BrokenPipeError):  # the other end is gone
-        encoder = Encoder(Tokenizer.from_str(pipe.recv()))
+        encoder = Encoder(read_tokenizer(*pipe.recv()))
         while True:
             found = encoder(pipe.recv())
             # As one array: a thousand take several times longer.
@@ -267,7 +288,7 @@ def words_stand_alone(tokenizer: Tokenizer) -> bool:
     is_gpt2 = cut.get("type") == "ByteLevel" and cut.get("use_regex", True) and not cut.get("add_prefix_space")
     whole = ("lstrip", "rstrip", "single_word")
     plain = not any(token[key] for token in said["added_tokens"] for key in whole) and not any(
-        re.search(r"\s", token["content"]) for token in said["added_tokens"]
+        re.search(rf"\s|^{_BYTE_SPACE}", token["content"]) for token in said["added_tokens"]
     )
     model = said["model"]
     plain = plain and not said["truncation"] and not said["padding"]

@@ -4,7 +4,7 @@ import codecs
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,13 +215,18 @@ def _open_files(path: Path) -> IterableDataset:
         raise ConfigError(f"{path}: one kind of file is needed, of {', '.join(_READERS)}; found {given}")
     if unread := {kind: n for kind, n in others.items() if kind in _NOT_READ}:
         said = ", ".join(f"{n} {kind}" for kind, n in unread.items())
-        warnings.warn(f"{path}: only {', '.join(sorted({p.suffix for p in files}))} is read, not {said}", stacklevel=2)
+        _warn_once(f"{path}: only {', '.join(sorted({p.suffix for p in files}))} is read, not {said}")
     for file in files if kinds == {"json"} else ():
         _check_beginning(file)
     try:
         return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
     except StopIteration as error:  # what datasets gives for a file of JSON lines that has none
         raise ConfigError(f"{path} has no rows") from error
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 def _check_beginning(file: Path) -> None:

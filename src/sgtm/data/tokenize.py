@@ -121,7 +121,7 @@ def prepare(
         split_of = _Splitter(config, source, test_source)
         opener = opener or Opener(config.tokenizer)
         tokenizer = opener.tokenizer(lambda: (d.text for d in source() if split_of(d) == "train"))
-        encoders.load(tokenizer.said)
+        encoders.load(tokenizer.said, tokenizer.splits_special)
         settings = {key: value for key, value in asdict(config).items() if key != "out"}
         about = {"origin": origin, "settings": settings, "tokenizer_sha256": tokenizer.sha256}
         writing = _Writing(config, tokenizer, labelled, topics, partial, shard, _hash_of([about, shard]))

@@ -96,19 +96,23 @@ class SavedTokenizer(NamedTuple):
         end_of_text: the id of the end-of-text token.
         size: entries of the vocabulary.
         files: what ``save_pretrained`` writes, by name.
+        splits_special: special tokens that stand in a text are text (``split_special_tokens``).
     """
 
     said: str
     end_of_text: int
     size: int
     files: dict[str, bytes]
+    splits_special: bool = False
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "SavedTokenizer":
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
             files = {str(f.relative_to(folder)): f.read_bytes() for f in Path(folder).rglob("*") if f.is_file()}
-        return cls(tokenizer.backend_tokenizer.to_str(), int(tokenizer.eos_token_id), len(tokenizer), files)
+        backend = tokenizer.backend_tokenizer
+        splits = bool(backend.encode_special_tokens)
+        return cls(backend.to_str(), int(tokenizer.eos_token_id), len(tokenizer), files, splits)
 
     @property
     def sha256(self) -> str:
@@ -116,7 +120,9 @@ class SavedTokenizer(NamedTuple):
         return hashlib.sha256(self.said.encode()).hexdigest()
 
     def backend(self) -> Tokenizer:
-        return Tokenizer.from_str(self.said)
+        from sgtm.data.encode import read_tokenizer  # which imports more than opening one needs
+
+        return read_tokenizer(self.said, self.splits_special)
 
     def save(self, folder: Path) -> None:
         """Write ``folder``, which transformers reads."""

@@ -34,14 +34,14 @@ PIECES = [
 TEXTS = st.lists(st.one_of(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.text(max_size=20)))
 
 
-def trained(cut=None) -> Tokenizer:
+def trained(cut=None, more=()) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = cut or pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(["the cat sat\n\nthe  cat's   mat 12", "  a\n a\t b\n\n\n"] * 50, trainer)
+    tokenizer.train_from_iterator(["the cat sat\n\nthe  cat's   mat 12", "  a\n a\t b\n\n\n", *more] * 50, trainer)
     return tokenizer
 
 
@@ -78,6 +78,7 @@ def test_more_words_than_are_remembered(tokenizer, monkeypatch):
         lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
         lambda t: setattr(t, "normalizer", normalizers.NFC()),
         lambda t: t.add_special_tokens(["of two words"]),
+        lambda t: t.add_tokens(["Ġmat"]),
         lambda t: setattr(t.model, "dropout", 0.5),
         lambda t: t.enable_truncation(3),
         lambda t: t.enable_padding(length=20),
@@ -106,7 +107,7 @@ def test_paragraphs_without_spaces_are_not_remembered(tokenizer):
     assert set(encoder.known) == {" cat"}
 
 
-@pytest.mark.parametrize("added", ["at", "1", "Ġmat", ",", ".\u00b2", "t,"])
+@pytest.mark.parametrize("added", ["at", "1", ",", ".\u00b2", "t,", "a,Ġ"])
 def test_added_tokens_may_stand_anywhere(added):
     tokenizer = trained()
     tokenizer.add_tokens([added])
@@ -127,11 +128,36 @@ def test_lots_come_back_in_order(tokenizer, processes):
     assert all(worker.returncode is not None for worker, _ in encoders.workers)
 
 
+@pytest.mark.parametrize(
+    "texts", [["a \xa0", "b \xa0\xa0x"], ["the\t", "cat \t", "a \r", "b \rb", "x \n\t", "y \t\tz"]]
+)
+def test_parts_that_end_in_white_space(texts):
+    """The tokenizer has tokens of white space with a space inside."""
+    tokenizer = trained(more=[" \xa0 \xa0\xa0x \t \t\tz \r \rb" * 20])
+    assert any("Ġ" in token[1:] for token in tokenizer.get_vocab())
+    encoder = Encoder(tokenizer)
+    expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in encoder(texts)] == [ids.tolist() for ids in encoder(texts[::-1])][::-1] == expected
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_special_tokens_that_are_text(processes):
+    tokenizer = trained()
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.encode_special_tokens = True
+    texts = ["the cat <|end|> sat", "<|end|>.", "cat<|end|>"]
+    with Encoders(processes) as encoders:
+        encoders.load(tokenizer.to_str(), splits_special=True)
+        ((ids),) = ([i.tolist() for i in lot] for lot in encoders([texts]))
+    assert ids == [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert tokenizer.token_to_id("<|end|>") not in ids[0]
+
+
 def test_a_process_that_ends_is_no_silence(tokenizer):
     with Encoders(2) as encoders:
         encoders.load(tokenizer.to_str())
         encoders.workers[1][0].kill()
-        with pytest.raises(RuntimeError, match="has ended"):
+        with pytest.raises(RuntimeError, match=r"has ended \(\[-9\]\): is the memory full"):
             list(encoders([["the cat"]] * 5))
 
 
