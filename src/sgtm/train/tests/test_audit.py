@@ -225,7 +225,7 @@ def test_mistakes_come_before_the_first_attack(models, tmp_path, monkeypatch):
         ({"attacks": []}, "give at least one"),
         ({"shares": [0.0]}, "more than 0 and at most 1"),
         ({"shots": [1, 2]}, "lacks 0, which the others are compared with"),
-        ({"relearn": FinetuneConfig(steps=5)}, "warmup_steps=5 must be less than steps=5"),
+        ({"relearn": FinetuneConfig(steps=5)}, "relearn.warmup_steps=5 must be less than relearn.steps=5"),
         ({"sparsities": [1.0]}, "from 0 to less than 1"),
     ],
 )
