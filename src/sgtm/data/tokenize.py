@@ -490,19 +490,15 @@ def _adopt(folder: Path, files: dict[str, list[Path]], fingerprint: str) -> None
 
     It is what `datasets` writes, less what it reads off the files themselves.
     """
-    unformatted: dict[str, Any] = {
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-    }
     for split, of_split in files.items():
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": file.name} for file in of_split],
             "_fingerprint": _hash_of([fingerprint, split])[:16],  # else it would tell the time
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
             "_output_all_columns": False,
             "_split": None,
-            **unformatted,
         }
         (folder / split / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         (folder / split / "dataset_info.json").write_text("{}", encoding="utf-8")

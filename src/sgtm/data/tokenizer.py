@@ -69,7 +69,11 @@ def _open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 of everything that decides which ids a text gets."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    return _sha256(tokenizer.backend_tokenizer.to_str())
+
+
+def _sha256(said: str) -> str:
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _train_tokenizer(vocab_size: int, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
@@ -117,7 +121,7 @@ class SavedTokenizer(NamedTuple):
     @property
     def sha256(self) -> str:
         """As ``tokenizer_hash``."""
-        return hashlib.sha256(self.said.encode()).hexdigest()
+        return _sha256(self.said)
 
     def backend(self) -> Tokenizer:
         from sgtm.data.encode import read_tokenizer  # which imports more than opening one needs
