@@ -71,6 +71,8 @@ class GPTNeoAttention(GPTNeoSelfAttention):
             scaling=1.0,
             sliding_window=self.config.window_size if is_local else None,
         )
+        if name == "sdpa" and _pays_in_fp32(query):
+            attend = partial(_in_fp32, attend)
         if name == "sdpa" and _pays_in_blocks(query, num_keys):
             parts = self._in_blocks(attend, query, key, value, attention_mask, is_local)
             return torch.cat(list(parts), 1).transpose(1, 2), None
@@ -156,6 +158,19 @@ def _pays_in_blocks(query: Tensor, num_keys: int) -> bool:
     """On a processor, a whole sequence of some length; a GPU's kernels skip by themselves, compiled graphs unroll."""
     whole = query.shape[-2] == num_keys > _BLOCK
     return whole and query.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _pays_in_fp32(query: Tensor) -> bool:
+    """On a processor, for training: backward, torch's kernels take up to three times as long in half precision."""
+    return query.requires_grad and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _in_fp32(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor | None]:
+    if isinstance(mask, Tensor) and mask.is_floating_point():
+        mask = mask.float()  # sdpa takes one of the queries' type alone
+    with torch.autocast("cpu", enabled=False):  # it would cast back
+        out, weights = attend(query.float(), key.float(), value.float(), mask)
+    return out.to(query.dtype), weights
 
 
 # So that the library's constructors find it; its own models are never asked for these two.

@@ -135,6 +135,36 @@ def test_blocks_see_no_more_keys_than_they_may(monkeypatch):
     assert seen[6:12] == [("local", 3, 3), ("local", 3, 6), *[("local", 3, 7)] * 3, ("local", 1, 5)]
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["a bf16 model", "autocast"])
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "an added mask"])
+def test_training_in_half_precision_attends_in_fp32(monkeypatch, whole, masked):
+    """The processor's kernels are faster so; without a gradient they stay what they are."""
+    seen, sdpa = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def noted(module, query, key, value, mask, **how):
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return sdpa(module, query, key, value, mask, **how)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", noted)
+    mask = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -1e9)
+    mask[..., 9:, 2] = -1e9
+    exact, model = stock(), ours()
+    if whole:
+        model.bfloat16()
+    given = {"input_ids": ids(), "labels": ids()}
+    exact(**given, **({"attention_mask": mask} if masked else {})).loss.backward()
+    if masked:
+        given["attention_mask"] = mask.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        model(**given).loss.backward()
+        assert set(seen) == {(torch.float32, False)}
+        with torch.no_grad():
+            model(**given)
+    assert seen[-1] == (torch.bfloat16, not whole)
+    expected, own = (torch.cat([p.grad.flatten().float() for p in m.parameters()]) for m in (exact, model))
+    assert torch.cosine_similarity(expected, own, 0) > 0.99
+
+
 def test_dropout_is_of_training_alone():
     model = ours(attention_dropout=0.5)
     assert torch.equal(model(ids()).logits, model(ids()).logits)
