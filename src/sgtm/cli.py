@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -1066,6 +1067,10 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 def main(arguments: Arguments | None = None) -> None:
     """Run ``sgtm`` with ``arguments`` (the command line by default); errors are one line and exit with 1."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # started, not called
+        warnings.formatwarning = _of_one_line
+        if hasattr(signal, "SIGPIPE") and (not words or {"-h", "--help"} & set(words)):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # help that is piped into `head` ends without a word
     if not words or words[0] in ("-h", "--help"):
         print(_overview(COMMANDS, "Train a language model so that a chosen capability can be taken out again."))
         return
@@ -1094,6 +1099,10 @@ def main(arguments: Arguments | None = None) -> None:
         sys.exit(f"sgtm: error: {redacted(error)}")
     except ModuleNotFoundError as error:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
+
+
+def _of_one_line(message: Warning | str, category: type[Warning], *where: Any) -> str:
+    return f"sgtm: warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 
 def _end_by(number: int, message: str) -> None:

@@ -329,7 +329,7 @@ def summary(manifest: dict[str, Any]) -> str:
     total = manifest["rows"]
     labels = ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in manifest["labels"].items())
     lines = [f"{total:,} rows: {labels}"]
-    others = manifest["other_labels"]
+    others = manifest.get("other_labels", {})  # labels that were written before they were counted have none
     if others:
         said = ", ".join(f"{value!r} ({n:,})" for value, n in islice(others.items(), _SHOWN))
         more = ", ..." if len(others) > _SHOWN else ""

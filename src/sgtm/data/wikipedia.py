@@ -273,7 +273,7 @@ def _download(source: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     name, _, configuration = source.partition(":")
-    if source.startswith((".", "/", "~")) or name.count("/") != 1:
+    if source.startswith((".", "/", "~")) or source.endswith(".parquet") or name.count("/") != 1:
         raise ConfigError(f"source={source} does not exist; give a parquet file, a folder, or NAME:CONFIGURATION")
     files = f"{configuration or '*'}/*.parquet"
     try:

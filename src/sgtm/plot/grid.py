@@ -68,7 +68,8 @@ def _cells(groups: dict[str, list[RunRecords]], method: str, category: str, vari
     known = (*groups[name][0].domains, "adjacent", "retain")
     if category not in known:
         raise ConfigError(
-            f"{category!r} is no category of these runs{nearest(category, known)} (known: {', '.join(known)})"
+            f"{category!r} is no category of these runs{nearest(category, known)} (known: {', '.join(known)}); "
+            "choose one with --category"
         )
     if not cells:
         raise ConfigError(f"no run of {method} has {variant} losses of {category} at its last step; train to the end")

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -129,6 +130,24 @@ def test_a_path_that_cannot_be_is_one_line(tmp_path):
     assert message.startswith("sgtm: error:")
     assert "Not a directory" in message
     assert "\n" not in message
+
+
+def test_warnings_are_one_line(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "A cat."}\n')
+    (tmp_path / "texts" / "b.txt").write_text("A dog.")
+    words = ["data", "texts", "--source", "texts", "--tokenizer", "train:300", "--out", "out"]
+    ended = subprocess.run([sys.executable, "-m", "sgtm.cli", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert "sgtm: warning: texts: only .jsonl is read, not 1 .txt\n" in ended.stderr
+    assert "UserWarning" not in ended.stderr
+
+
+def test_help_whose_reader_has_gone_ends_without_a_word():
+    words = [sys.executable, "-m", "sgtm.cli", "--help"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == -signal.SIGPIPE
 
 
 def test_an_unknown_option_names_the_nearest(tmp_path, capsys):
