@@ -104,6 +104,8 @@ def _as_of_a_run(settings: dict[str, Any], records: Sequence[dict[str, Any]]) ->
 def read_runs(paths: Iterable[Path]) -> list[RunRecords]:
     """Read runs from their folders, from the folder of a sweep, or from its ``results.parquet``.
 
+    The folder of a sweep also gives the models that `sgtm unlearn` left beside its runs; its results do not.
+
     Raises:
         ConfigError: no records at one of the ``paths``, or no paths.
     """
@@ -171,8 +173,12 @@ def without_seed(text: str) -> str:
 
 
 def _read(path: Path) -> list[RunRecords]:
-    results = path / RESULTS if path.is_dir() and not (path / METRICS).is_file() else path
-    return _read_results(results) if results.is_file() else [read_run(path)]
+    if path.is_file():
+        return _read_results(path)
+    if (path / METRICS).is_file() or not (path / RESULTS).is_file():
+        return [read_run(path)]
+    unlearned = (folder for folder in run_folders(path) if (folder / UNLEARN).is_file())
+    return [*_read_results(path / RESULTS), *map(read_run, unlearned)]
 
 
 def _read_results(path: Path) -> list[RunRecords]:

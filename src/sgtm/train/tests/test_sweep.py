@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from sgtm.config import ConfigError, DataConfig, PrepareConfig
 from sgtm.data.mixture import PreparedData, training_rows
 from sgtm.data.tokenize import Document, prepare
 from sgtm.plot.records import read_runs
-from sgtm.records import read_records
+from sgtm.records import RECORD, read_records
 from sgtm.train import launch
 from sgtm.train.estimate import Estimator, check, tokens_per_row
 from sgtm.train.launch import Job, Slot, run_points, slots, submit
@@ -351,6 +352,13 @@ def test_results_are_one_table_and_figures_read_it(write_sweep, stand_ins):
     assert [run.records for run in runs] == [
         [dict.fromkeys(("tokens", "flops", "num_tokens")) | record for record in read_run_records(p)] for p in found[:3]
     ]
+    unlearned = out / "rmu-seed0"
+    unlearned.mkdir()
+    (unlearned / "metrics.jsonl").write_text(json.dumps({k: row[k] for k in RECORD}) + "\n")
+    (unlearned / "unlearn.yaml").write_text('{"method": "rmu", "domains": ["forget"], "seed": 0}')
+    shutil.copytree(found[2].folder, out / "unfinished")  # not in the results
+    assert [run.name for run in read_runs([out])] == [*(p.name for p in found[:3]), "rmu-seed0"]
+    assert len(read_runs([out / "results.parquet"])) == 3
 
 
 def read_run_records(point: Point) -> list[dict]:
