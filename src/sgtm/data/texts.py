@@ -58,7 +58,7 @@ def _check_finished(manifest: Path) -> None:
 def _documents(
     name: str, rows: Any, has_labels: bool, text_column: str, domains: Collection[str]
 ) -> Iterator[Document]:
-    for i, row in enumerate(readable(rows)):
+    for i, row in enumerate(readable(rows, name)):
         where = f"{name}, row {i}"
         text, label, category = (_word(row, column, where) for column in (text_column, "label", "category"))
         label = label or UNLABELED

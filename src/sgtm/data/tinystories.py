@@ -1,10 +1,12 @@
 """Parallel texts in two columns, as in the bilingual TinyStories set: one language is kept, the other removed."""
 
 import codecs
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ RENDERINGS: dict[str, Callable[[str, str], str]] = {  # (English, Spanish) -> a 
 }
 _CHANGE = (0.25, 0.75)  # of a text: where a mixed document changes its language
 _NOT_READ = (".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip")  # of a folder's files; they may be texts
+_SHOWN = 5  # of broken lines
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
@@ -54,7 +57,7 @@ def source(
     if not 0 <= mixed_share <= 1:
         raise ConfigError(f"mixed_share={mixed_share} is no fraction; use 0 to 1")
     rows, _ = open_columns(name, split, columns)
-    return partial(_documents, rows, columns, mixed_share, label_tokens, seed)
+    return partial(_documents, name, rows, columns, mixed_share, label_tokens, seed)
 
 
 def open_columns(
@@ -71,14 +74,15 @@ def open_columns(
     except ConfigError:
         raise
     except (ValueError, StopIteration, OSError, KeyError, TypeError) as error:  # pyarrow's, datasets' own
-        raise ConfigError(f"{name} cannot be read as a table of texts: {str(error) or 'it is empty'}") from error
+        reason = _broken_lines(Path(name)) or str(error) or "it is empty"
+        raise ConfigError(f"{name} cannot be read as a table of texts: {reason}") from error
     if missing := [c for c in needed if c not in found]:
         raise ConfigError(f"{name} has no column {missing}; it has {found}")
     return rows, found
 
 
-def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows, to the end.
+def readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """The rows of the data called ``name``, to the end.
 
     Raises:
         ConfigError: one that cannot be read.
@@ -90,10 +94,36 @@ def readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         except StopIteration:
             return
         except (ValueError, TypeError, KeyError, OSError) as error:  # pyarrow's and datasets' errors are among these
-            reason = " ".join(str(error).split())[:300]
+            reason = _broken_lines(Path(name)) or " ".join(str(error).split())[:300]
             raise ConfigError(f"the rows cannot be read after row {number}: {reason}; mend the file") from error
         yield row
         number += 1
+
+
+def _broken_lines(path: Path) -> str:
+    """Which lines of the JSON files at ``path`` are no rows, in words; nothing if all are."""
+    files = [file for file in (_files(path) if path.exists() else ()) if _READERS.get(file.suffix) == "json"]
+    said = []
+    for file in files:
+        found = list(islice(_no_rows(file), _SHOWN + 1))
+        if found:
+            lines = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+            said.append(f"{file}, line{'s' if len(found) > 1 else ''} {lines}: no JSON object")
+    return "; ".join(said)
+
+
+def _no_rows(file: Path) -> Iterator[int]:
+    """The numbers of lines, from 1, that are no JSON object; none of a file that is one value over several lines."""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and (line.lstrip().startswith(b"[") or line.strip() == b"{"):
+                return
+            try:
+                is_row = not line.strip() or isinstance(json.loads(line), dict)
+            except ValueError:
+                is_row = False
+            if not is_row:
+                yield number
 
 
 def text_of(row: dict[str, Any], column: str, number: int) -> str:
@@ -148,10 +178,15 @@ def synthetic_domains(num_stories: int, seed: int, domains: Sequence[str]) -> So
 
 
 def _documents(
-    rows: Iterable[dict[str, Any]], columns: dict[str, Category], mixed_share: float, label_tokens: bool, seed: int
+    name: str,
+    rows: Iterable[dict[str, Any]],
+    columns: dict[str, Category],
+    mixed_share: float,
+    label_tokens: bool,
+    seed: int,
 ) -> Iterator[Document]:
     rng = np.random.default_rng((seed, Stream.MIXED))
-    for number, row in enumerate(readable(rows)):
+    for number, row in enumerate(readable(rows, name)):
         parts = [(text_of(row, column, number), category) for column, category in columns.items()]
         is_mixed, place = rng.random() < mixed_share, rng.uniform(*_CHANGE)
         for document in _pair(parts, place if is_mixed else None):
@@ -206,7 +241,7 @@ def open_rows(name: str, split: str, streaming: bool = False) -> Dataset | Itera
 
 
 def _open_files(path: Path) -> IterableDataset:
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST) if path.is_dir() else [path]
+    found = _files(path)
     files = [p for p in found if p.suffix in _READERS]
     kinds = {_READERS[p.suffix] for p in files}
     others = Counter(p.suffix or p.name for p in found if p.suffix not in _READERS)
@@ -222,6 +257,10 @@ def _open_files(path: Path) -> IterableDataset:
         return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
     except StopIteration as error:  # what datasets gives for a file of JSON lines that has none
         raise ConfigError(f"{path} has no rows") from error
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST) if path.is_dir() else [path]
 
 
 @cache

@@ -168,6 +168,28 @@ def test_a_null_for_a_first_row_is_refused(tmp_path, beginning):
         texts(str(file))
 
 
+@pytest.mark.parametrize("size", [10, 2_000_000], ids=["in what opens it", "later"])
+def test_lines_that_are_no_rows_are_told_all_at_once(tmp_path, size):
+    """By the numbers that an editor shows; Arrow tells one at a time and counts from 0 in each of its blocks."""
+    lines = [json.dumps(row | {"text": row["text"] + "x" * size}) for row in rows_of(16)]
+    broken = {9: '{"text": "a', 11: "[1]", 14: "true"}
+    for number, line in broken.items():
+        lines[number - 1] = line
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"texts\.jsonl, lines 9, 11, 14: no JSON object"):
+        list(texts(str(tmp_path / "texts.jsonl"))[0]())
+    (tmp_path / "texts.jsonl").write_text("\n".join([*lines[:8], *["no"] * 8]))
+    with pytest.raises(ConfigError, match=r"lines 9, 10, 11, 12, 13, \.\.\.: no JSON object"):
+        list(texts(str(tmp_path / "texts.jsonl"))[0]())
+
+
+def test_a_list_that_is_broken_has_no_lines(tmp_path):
+    (tmp_path / "texts.json").write_text(json.dumps(rows_of(8), indent=1)[:-3])
+    with pytest.raises(ConfigError, match="cannot be read as a table of texts: ") as error:
+        texts(str(tmp_path / "texts.json"))
+    assert "line 2" not in str(error.value)
+
+
 @pytest.mark.parametrize("column", ["category", "label"])
 def test_domains_that_are_named_are_all_there_are(tmp_path, column):
     rows = rows_of(8, label=lambda *_: "retain")
