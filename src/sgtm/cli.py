@@ -1101,7 +1101,9 @@ def main(arguments: Arguments | None = None) -> None:
         sys.exit(f"sgtm: error: {error}; `pip install 'sgtm[all]'` installs what the commands need")
 
 
-def _of_one_line(message: Warning | str, category: type[Warning], *where: Any) -> str:
+def _of_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     return f"sgtm: warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 

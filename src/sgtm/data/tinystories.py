@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,7 +253,7 @@ def _open_files(path: Path) -> IterableDataset:
         said = ", ".join(f"{n} {kind}" for kind, n in unread.items())
         _warn_once(f"{path}: only {', '.join(sorted({p.suffix for p in files}))} is read, not {said}")
     for file in files if kinds == {"json"} else ():
-        _check_beginning(file)
+        _check_nulls(file)
     try:
         return load_dataset(kinds.pop(), data_files=[str(p) for p in files], split="train", streaming=True)
     except StopIteration as error:  # what datasets gives for a file of JSON lines that has none
@@ -268,11 +269,15 @@ def _warn_once(text: str) -> None:
     warnings.warn(text, stacklevel=3)
 
 
-def _check_beginning(file: Path) -> None:
-    """Arrow ends the process where JSON that it reads begins with a null (as of version 26)."""
+def _check_nulls(file: Path) -> None:
+    """Arrow (as of version 26) ends the process where a block of the lines that it reads begins with a null."""
     with open(file, "rb") as opened:
-        if opened.read(4096).lstrip().startswith(b"null"):
-            raise ConfigError(f"{file} begins with null, which is no row; take it out")
+        beginning = opened.read(4096).lstrip()
+        if not beginning or beginning.startswith(b"["):
+            return
+        with mmap(opened.fileno(), 0, access=ACCESS_READ) as whole:
+            if beginning.startswith(b"null") or whole.find(b"\nnull") >= 0:
+                raise ConfigError(f"{_broken_lines(file) or file}; take out what is null")
 
 
 def _split(data: Any, name: str, split: str) -> Dataset:

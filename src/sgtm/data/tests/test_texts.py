@@ -159,13 +159,15 @@ def test_noise_on_top_of_given_labels_is_refused(tmp_path):
         step_draw_chances(data.train, LabelConfig(), "modes")
 
 
-@pytest.mark.parametrize("beginning", ["null\n", " \n null\n"])
-def test_a_null_for_a_first_row_is_refused(tmp_path, beginning):
-    """Arrow would end the process."""
-    file = write(tmp_path, rows_of(8))
-    file.write_text(beginning + file.read_text())
-    with pytest.raises(ConfigError, match="begins with null, which is no row"):
-        texts(str(file))
+@pytest.mark.parametrize(("place", "null"), [(0, "null"), (0, " \n null"), (5, "null"), (8, "null")])
+def test_a_null_for_a_row_is_refused(tmp_path, place, null):
+    """Arrow would end the process where one of its blocks begins so."""
+    lines = [json.dumps(row) for row in rows_of(8)]
+    lines.insert(place, null)
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    number = place + null.count("\n") + 1
+    with pytest.raises(ConfigError, match=rf"texts\.jsonl, line {number}: no JSON object; take out what is null"):
+        texts(str(tmp_path / "texts.jsonl"))
 
 
 @pytest.mark.parametrize("size", [10, 2_000_000], ids=["in what opens it", "later"])
