@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import cycle, pairwise
+from itertools import chain, cycle, pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from signal import SIGKILL
@@ -113,9 +113,8 @@ class Encoder:
 
     def _learn(self, parts: list[str]) -> list[bytes]:
         """The ids of new parts. While there is room they are remembered, without what begins or ends them."""
-        ends, tokenize, raw = self.ends, self.tokenizer.model.tokenize, self.raw
-        # The first, and so the frequent, ones are there.
-        known = self.known if len(self.known) + len(parts) <= _KNOWN_PARTS else dict(self.known)
+        ends, tokenize, raw, known = self.ends, self.tokenizer.model.tokenize, self.raw, self.known
+        new: dict[str, bytes] = {}
         found: list[bytes] = []
         others: list[tuple[int, bytes, str, bytes]] = []
         for part in parts:  # half of all time goes here: each part is looked at once
@@ -124,18 +123,18 @@ class Encoder:
                 own, before = part[len(_PARAGRAPH) :], self.paragraph
             if own[-1:] in ends and own[-2:-1].isalnum():
                 own, after = own[:-1], ends[own[-1]]
-            ids = known.get(own) if own is not part else None
+            ids = (known.get(own) or new.get(own)) if own is not part else None
             if ids is None and self.is_direct and own.isascii() and _is_word(own.removeprefix(" ")):
                 # The model can be given a word at once, and others by way of all that comes before it.
                 ids = b"".join([raw[token.id] for token in tokenize(own.replace(" ", _BYTE_SPACE))])
-                if len(own) <= _LONGEST:
-                    known[own] = ids
+                new[own] = ids
             if ids is None:
                 others.append((len(found), before, own, after))
                 ids = b""
             found.append(ids if own is part else before + ids + after)
         of_others = self._by_texts(list(dict.fromkeys(own for _, _, own, _ in others)))
-        known.update((part, ids) for part, ids in of_others.items() if len(part) <= _LONGEST)
+        if len(known) + len(parts) <= _KNOWN_PARTS:  # the first, and so the frequent, ones are there
+            known.update((own, ids) for own, ids in chain(new.items(), of_others.items()) if len(own) <= _LONGEST)
         for place, before, own, after in others:
             found[place] = before + of_others[own] + after
         return found
