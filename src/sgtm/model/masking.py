@@ -1,13 +1,14 @@
 """The method, one batch at a time."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from sgtm.config import nearest
 from sgtm.model.partition import Partition, Slice, Span
@@ -62,11 +63,16 @@ class SGTM:
 
     Raises:
         ValueError: an unknown strategy or joint parameter.
+        TypeError: no partition.
     """
 
     def __init__(
         self, partition: Partition, strategy: str | Strategy = "parameter_masking", joint: Sequence[str] = ()
     ) -> None:
+        if not isinstance(partition, Partition):
+            raise TypeError(
+                f"SGTM({type(partition).__name__}): give a partition, SGTM(Partition.of(model, heads=1, ...))"
+            )
         self.partition = partition
         self.strategy = strategy if isinstance(strategy, Strategy) else _named(strategy)
         self._forget = next(iter(partition.domains)) if len(partition.domains) == 1 else "forget"  # what that means
@@ -75,6 +81,7 @@ class SGTM:
         self._heard: frozenset[str] = frozenset()  # domains whose units are not silenced by other modes
         self._in_batch = False
         self._are_apart = False  # inside train_apart
+        self._is_closed = False
         self.frozen = tuple(s for s in partition.retain if s.site in self.strategy.frozen)
         self.frozen_joint = partition.select_joint(joint)
         hooks = [w.module.register_forward_pre_hook(partial(self._mask_units, w.spans)) for w in partition.writers]
@@ -91,24 +98,41 @@ class SGTM:
         that other batches accumulated before it in the same step are kept (they are set aside in between; run the
         forget batches of a step first and there is nothing to set aside). So nothing but forward and backward belongs
         inside: clear gradients before, step the optimizer after. Where each example or position has a mode of its
-        own, and on sharded parameters (FSDP2), gradients are masked as they arise: other processes may hold other
-        modes, and see only the sum.
+        own, in several processes, on sharded parameters (FSDP2), and where a hook takes gradients as they arrive (an
+        optimizer inside the backward pass), they are masked as they arise: others see only the sum.
 
         Raises:
             ValueError: an unknown mode, or modes that do not fit the batch.
-            RuntimeError: no backward pass was run inside a forget batch, so that nothing could be masked; or a batch
-                inside a batch.
+            RuntimeError: no backward pass was run inside a forget batch, so that nothing could be masked, or inside any
+                under activation checkpointing; a batch inside a batch; or this SGTM is closed.
         """
         mode = self._resolve(mode)
-        if isinstance(mode, str) and any(self._masked_by(mode)) and has_shards(self.partition.model):
-            mode = torch.tensor(self.partition.modes.index(mode), device=self.partition.model.device)
+        if isinstance(mode, str) and _are_several_processes() and any(self._masked_by(mode)):
+            mode = self._of_all(mode)
+        with self._batch(mode):
+            yield
+
+    @contextmanager
+    def batch_before_reduction(self, mode: Mode) -> Iterator[None]:
+        """``batch``, where no other process gets the gradients of this backward pass before the block has ended.
+
+        Under DDP that is so inside ``no_sync``. It is faster there for a mode that is one name.
+        """
+        with self._batch(self._resolve(mode)):
+            yield
+
+    @contextmanager
+    def _batch(self, mode: str | Tensor) -> Iterator[None]:
+        slices, joint = self._masked_by(mode)
+        if isinstance(mode, str) and (slices or joint) and self._are_gradients_taken(slices, joint):
+            mode, slices, joint = self._of_all(mode), (), ()
         if self._in_batch:
             raise RuntimeError(
                 f"sgtm.batch({_shown(mode)}) inside sgtm.batch({_shown(self.mode)}): gradients of the two could not be "
                 "told apart; end one before the next, and use sgtm.forward(mode) to evaluate inside"
             )
-        slices, joint = self._masked_by(mode)
         held = self._set_gradients_aside(slices, joint)
+        arrived = self._arrived()
         self._in_batch = True
         try:
             with self._hold(mode):
@@ -116,6 +140,8 @@ class SGTM:
             if torch.is_grad_enabled():
                 self._check_gradients(mode)
                 self._zero(slices, joint)
+                if arrived is not None and arrived == self._arrived():
+                    raise _nothing_computed(mode, "what is computed again for it would be in no mode")
         except BaseException:
             for p, grad in held:  # what this batch has left there is not masked
                 p.grad = grad
@@ -145,7 +171,9 @@ class SGTM:
 
         Raises:
             ValueError: a name that is no domain.
+            RuntimeError: this SGTM is closed.
         """
+        self._check_open()
         before, self._silenced = self._silenced, self._silenced | set(self.partition.select_domains(domains))
         try:
             yield
@@ -157,11 +185,14 @@ class SGTM:
         """Let the units of ``domains`` take part in batches that would silence them, without learning from these.
 
         A model of several domains is used with all of them, or all but some, though each domain trains while the others
-        are silent. With some steps under ``hearing`` of a random part of them it learns to live with any part.
+        are silent. With some steps under ``hearing`` of a random part of them it learns to live with any part. It goes
+        around ``batch``: ``with sgtm.hearing("cyber"), sgtm.batch("retain"):``.
 
         Raises:
             ValueError: a name that is no domain.
+            RuntimeError: inside a batch.
         """
+        self._check_outside("hearing")
         before, self._heard = self._heard, frozenset(self.partition.select_domains(domains) if domains else ())
         try:
             yield
@@ -172,8 +203,13 @@ class SGTM:
     def spreading(self) -> Iterator[None]:
         """Let batches of a domain update all that retain batches may, as well as the domain's own units.
 
-        (GRAM's auxiliary spread, arXiv:2607.08077; what the strategy does to activations stays.)
+        (GRAM's auxiliary spread, arXiv:2607.08077; what the strategy does to activations stays.) It goes around
+        ``batch``.
+
+        Raises:
+            RuntimeError: inside a batch.
         """
+        self._check_outside("spreading")
         before = self.frozen, self.frozen_joint
         self.frozen, self.frozen_joint = (), ()
         try:
@@ -215,10 +251,46 @@ class SGTM:
         return [block for name, _ in self.partition.named_parameters() for block in cuts[name]]
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; this SGTM can hold no mode afterwards."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._is_closed = [], True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SGTM":
+        """Copies of a model take copies of its SGTM along, in its hooks: they are in no mode, whatever this one is."""
+        copied = object.__new__(SGTM)
+        memo[id(self)] = copied
+        unheld = {"mode": "default", "_silenced": frozenset(), "_heard": frozenset()}
+        vars(copied).update(deepcopy(vars(self) | unheld | dict.fromkeys(("_in_batch", "_are_apart"), False), memo))
+        return copied
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this SGTM is closed, so it masks nothing; make another: SGTM(Partition.of(model, ...))")
+
+    def _check_outside(self, what: str) -> None:
+        if self._in_batch or self._are_apart:
+            raise RuntimeError(
+                f"sgtm.{what}(...) inside a batch comes too late: what the batch may change is settled where it "
+                f"begins; enter it first: `with sgtm.{what}(...), sgtm.batch(mode):`"
+            )
+
+    def _of_all(self, mode: str) -> Tensor:
+        """The code () of one mode of all positions."""
+        return torch.tensor(self.partition.modes.index(mode), device=self.partition.model.device)
+
+    def _are_gradients_taken(self, slices: Sequence[Slice], joint: Sequence[str]) -> bool:
+        """Whether somebody sees gradients as they arrive, before they could be masked."""
+        return has_shards(self.partition.model) or any(map(_has_hooks, self._parameters(slices, joint)))
+
+    def _arrived(self) -> list[tuple[int, int] | None] | None:
+        """Which gradients there are and how often they were changed, where that has to be known: under activation
+        checkpointing, whose backward pass computes the forward pass again."""
+        model = self.partition.model
+        if not (model.training and _is_checkpointing(model)):
+            return None
+        parameters = list(model.parameters())
+        return None if any(map(_has_hooks, parameters)) else [_version(p.grad) for p in parameters]
 
     def _updated_by(self, s: Slice) -> frozenset[str]:
         if s.domain is not None:
@@ -231,12 +303,17 @@ class SGTM:
         known = self.partition.modes
         if isinstance(mode, Tensor):
             return self._codes(mode)
+        if not isinstance(mode, Iterable):
+            raise ValueError(
+                f"mode={mode!r} is no mode; give one of {list(known)}, a list of them, or a LongTensor of codes"
+            )
         names = tuple(
             self._forget if name == "forget" else name for name in ((mode,) if isinstance(mode, str) else mode)
         )
         for name in names:
             if name not in known:
-                raise ValueError(f"mode={name!r} is none of {list(known)}")
+                hint = "" if isinstance(name, str) else "; codes go into a LongTensor"
+                raise ValueError(f"mode={name!r} is none of {list(known)}{hint}")
         if not names:
             raise ValueError("mode=[] names no mode; give one for each example of the batch")
         if isinstance(mode, str):
@@ -262,6 +339,7 @@ class SGTM:
 
     @contextmanager
     def _hold(self, mode: str | Tensor) -> Iterator[None]:
+        self._check_open()
         before, were_apart = self.mode, self._are_apart
         are_apart = were_apart or isinstance(mode, Tensor)
         apart = self._frozen_modules() if are_apart and not were_apart else ()
@@ -351,10 +429,7 @@ class SGTM:
             return
         trainable = [p for p in self._parameters(self.frozen, self.frozen_joint) if p.requires_grad]
         if trainable and all(p.grad is None for p in trainable):
-            raise RuntimeError(
-                f"no gradient was computed inside sgtm.batch({mode!r}), so none could be masked; call "
-                f"loss.backward() inside the block, or use sgtm.forward({mode!r}) where nothing is trained"
-            )
+            raise _nothing_computed(mode, "none could be masked")
 
 
 class _Treatment(NamedTuple):
@@ -380,6 +455,31 @@ def _named(strategy: str) -> Strategy:
 
 def _shown(mode: str | Tensor) -> str:
     return repr(mode) if isinstance(mode, str) else f"modes of shape {tuple(mode.shape)}"
+
+
+def _nothing_computed(mode: str | Tensor, why: str) -> RuntimeError:
+    return RuntimeError(
+        f"no gradient was computed inside sgtm.batch({_shown(mode)}), so {why}; call loss.backward() inside the block, "
+        "or use sgtm.forward(...) where nothing is trained"
+    )
+
+
+def _are_several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _is_checkpointing(model: nn.Module) -> bool:
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # since transformers 5.23, and before
+    name = next((name for name in names if hasattr(type(model), name)), None)
+    return name is not None and bool(getattr(model, name))
+
+
+def _has_hooks(p: nn.Parameter) -> bool:
+    return bool(getattr(p, "_post_accumulate_grad_hooks", None))
+
+
+def _version(grad: Tensor | None) -> tuple[int, int] | None:
+    return None if grad is None else (id(grad), grad._version)
 
 
 def _zero_gradient(s: Slice) -> None:

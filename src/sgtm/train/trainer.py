@@ -357,7 +357,7 @@ class SGTMTrainer(Trainer):
             parts.append(("default", _nothing(inputs)))
         for i, (name, part) in enumerate(parts):
             synchronise = nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(model)
-            with synchronise, self.sgtm.hearing(*heard), self.sgtm.batch(name):
+            with synchronise, self.sgtm.hearing(*heard), self.sgtm.batch_before_reduction(name):
                 loss += super().training_step(model, part, num_items_in_batch)
         return loss
 

@@ -179,12 +179,12 @@ def test_mask_gradients_zeroes_what_a_batch_may_not_change(mode: Mode, family: F
 
 def test_close_takes_the_hooks_off(sgtm: SGTM) -> None:
     model = sgtm.partition.model
-    intact = logits(model)
     sgtm.close()
     sgtm.close()
     assert not any(module._forward_pre_hooks for module in model.modules())
-    with sgtm.forward("retain"):
-        assert torch.equal(logits(model), intact)
+    for hold in (sgtm.forward("retain"), sgtm.batch(["retain"] * 3), sgtm.batch("forget"), sgtm.without()):
+        with pytest.raises(RuntimeError, match="this SGTM is closed, so it masks nothing"), hold:
+            pytest.fail("entered")
 
 
 def test_deep_copy_of_a_masked_model_has_a_mode_of_its_own(sgtm: SGTM) -> None:
@@ -193,6 +193,79 @@ def test_deep_copy_of_a_masked_model_has_a_mode_of_its_own(sgtm: SGTM) -> None:
     with sgtm.forward("retain"):
         assert torch.equal(logits(copied), intact)
         assert not torch.equal(logits(sgtm.partition.model), intact)
+
+
+@pytest.mark.parametrize("held", ["forward", "without", "batch"])
+def test_deep_copy_made_in_a_mode_is_in_none(held: str, sgtm: SGTM) -> None:
+    model = sgtm.partition.model
+    intact = logits(model)
+    with {"forward": sgtm.forward("retain"), "without": sgtm.without(), "batch": sgtm.batch("retain")}[held]:
+        copied, both = copy.deepcopy(model), copy.deepcopy((model, sgtm))
+    for other in (copied, both[0]):
+        assert torch.equal(logits(other), intact)
+    with both[1].batch("retain"):  # and the two that were copied together belong together
+        assert not torch.equal(logits(both[0]), intact)
+        assert torch.equal(logits(model), intact)
+
+
+@pytest.mark.parametrize("outer", ["batch", "forward"])
+@pytest.mark.parametrize("inner", ["hearing", "spreading"])
+def test_what_a_batch_may_change_is_settled_where_it_begins(outer: str, inner: str, sgtm: SGTM) -> None:
+    modes = torch.tensor([[0], [1], [2]])
+    with getattr(sgtm, outer)(modes):
+        with pytest.raises(RuntimeError, match=rf"sgtm.{inner}\(...\) inside a batch comes too late"):
+            getattr(sgtm, inner)().__enter__()
+        if outer == "batch":
+            backward(sgtm.partition.model)
+
+
+@pytest.mark.parametrize("joint", [(), ("embeddings", "norms")], ids=str)
+def test_hooks_that_take_gradients_as_they_arrive(joint: tuple[str, ...], partition: Partition) -> None:
+    """An optimizer inside the backward pass: it has stepped before the block ends."""
+    model = partition.model
+    sgtm = SGTM(partition, joint=joint)
+    with sgtm.batch("forget"):
+        backward(model)
+    expected, taken = gradients(model), {}
+    model.zero_grad()
+    for name, p in model.named_parameters():
+        p.register_post_accumulate_grad_hook(lambda p, name=name: taken.update({name: p.grad.clone()}))
+    with sgtm.batch("forget"):
+        backward(model)
+    for name, grad in taken.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")  # its new name is 5.23's
+@pytest.mark.parametrize("mode", ["default", "retain", ["retain", "forget", "default"]], ids=str)
+def test_under_checkpointing_a_backward_pass_after_the_block_is_refused(mode, sgtm: SGTM) -> None:
+    model = sgtm.partition.model.train()
+    model.gradient_checkpointing_enable()
+    for _ in range(2):  # the second time there are gradients already
+        with sgtm.batch(mode):
+            backward(model)
+    with pytest.raises(RuntimeError, match=r"what is computed again for it would be in no mode"), sgtm.batch(mode):
+        model(**tokens(0))
+    with torch.no_grad(), sgtm.batch(mode):
+        model(**tokens(0))
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (2, r"mode=2 is no mode; give one of \['default', 'retain', 'forget'\], a list of them, or a LongTensor"),
+        (None, "mode=None is no mode"),
+        ([0, 1, 2], "mode=0 is none of .*; codes go into a LongTensor"),
+    ],
+)
+def test_what_is_no_mode(mode, message: str, sgtm: SGTM) -> None:
+    with pytest.raises(ValueError, match=message), sgtm.batch(mode):
+        pytest.fail("entered")
+
+
+def test_a_model_is_no_partition(partition: Partition) -> None:
+    with pytest.raises(TypeError, match=r"give a partition, SGTM\(Partition.of\(model, "):
+        SGTM(partition.model)
 
 
 # ---- Strategies

@@ -42,6 +42,12 @@ def test_sharded_gradients_equal_those_of_a_whole_model(found, case, check):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_loop_with_ddp_gives_what_one_process_gives(found, case):
+    """With a name for each batch, though DDP sends gradients before such a batch is masked, and several at once."""
+    assert found[case]["replicated"] < 1e-12
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("law", ["law_4", "law_10"])
 def test_laws_of_shards(found, case, law):
     """4: gradients of a forget batch. 10: strict updates of weights and optimizer state."""

@@ -8,12 +8,14 @@ GPU of its own where there are two (NCCL), else on the CPU (gloo). The first wri
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from sgtm.model.masking import SGTM
 from sgtm.model.partition import Partition
@@ -84,6 +86,18 @@ def gradients_error(case: Case, modes: Sequence[Sequence[object]], checkpointing
     shard(case, sgtm, checkpointing)
     run(sgtm, modes[rank], slice(rank, None, 2), sgtm.partition.model.set_requires_gradient_sync)
     return error(gradients(sgtm), expected(case, modes))
+
+
+def replicated_error(case: Case) -> float:
+    """DDP in a loop of one's own: ranks in different modes, and gradients of several batches that are sent at once."""
+    sgtm, rank = prepare(case), distributed.get_rank()
+    model = DistributedDataParallel(sgtm.partition.model, find_unused_parameters=True)
+    for i, mode in enumerate(MIXED[rank]):
+        batch = {name: values[rank::2].to(device()) for name, values in tokens(seed=i, rows=ROWS).items()}
+        waits = nullcontext() if i == len(MIXED[rank]) - 1 else model.no_sync()
+        with waits, sgtm.batch(mode):
+            model(**batch, use_cache=False).loss.backward()
+    return error(gradients(sgtm), expected(case, MIXED))
 
 
 def leaks(case: Case, sgtm: SGTM) -> list[str]:
@@ -167,6 +181,7 @@ def checks(case: Case) -> dict[str, object]:
         "law_4": law_4(case),
         "same_mode": gradients_error(case, [["forget"], ["forget"]]),
         "law_8_and_mixed_modes": gradients_error(case, MIXED),
+        "replicated": replicated_error(case),
         "law_9": gradients_error(case, MIXED, checkpointing=True),
         "positions": gradients_error(case, per_position),
         "masked_afterwards": masked_afterwards(case),
