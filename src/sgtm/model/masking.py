@@ -298,27 +298,41 @@ class SGTM:
         reached = self.strategy.reaches(s.site, s.is_output_bias)
         return frozenset(self.partition.modes) if reached else frozenset({"default", "retain"})
 
-    def _resolve(self, mode: Mode) -> str | Tensor:
-        """``mode`` as a name, or as codes (batch, 1 or seq) on the model's device."""
+    def names_of(self, modes: Mode | Iterable[str]) -> frozenset[str]:
+        """The modes that are meant: one name, several, or codes of any shape that ``batch`` takes.
+
+        Raises:
+            ValueError: an unknown mode, or none.
+        """
+        if isinstance(modes, Tensor):
+            return frozenset(self.partition.modes[code] for code in self._codes(modes).unique().tolist())
+        return frozenset(self._names(modes))
+
+    def _names(self, modes: Any) -> tuple[str, ...]:
         known = self.partition.modes
-        if isinstance(mode, Tensor):
-            return self._codes(mode)
-        if not isinstance(mode, Iterable):
+        if not isinstance(modes, Iterable):
             raise ValueError(
-                f"mode={mode!r} is no mode; give one of {list(known)}, a list of them, or a LongTensor of codes"
+                f"mode={modes!r} is no mode; give one of {list(known)}, a list of them, or a LongTensor of codes"
             )
-        names = tuple(
-            self._forget if name == "forget" else name for name in ((mode,) if isinstance(mode, str) else mode)
-        )
+        given = (modes,) if isinstance(modes, str) else modes
+        names = tuple(self._forget if name == "forget" else name for name in given)
         for name in names:
             if name not in known:
                 hint = "" if isinstance(name, str) else "; codes go into a LongTensor"
                 raise ValueError(f"mode={name!r} is none of {list(known)}{hint}")
         if not names:
             raise ValueError("mode=[] names no mode; give one for each example of the batch")
+        return names
+
+    def _resolve(self, mode: Mode) -> str | Tensor:
+        """``mode`` as a name, or as codes (batch, 1 or seq) on the model's device."""
+        if isinstance(mode, Tensor):
+            return self._codes(mode)
+        names = self._names(mode)
         if isinstance(mode, str):
             return names[0]
-        return torch.tensor([[known.index(name)] for name in names], device=self.partition.model.device)
+        codes = [[self.partition.modes.index(name)] for name in names]
+        return torch.tensor(codes, device=self.partition.model.device)
 
     def _codes(self, mode: Tensor) -> Tensor:
         if mode is self.mode:  # a block that is told the model's

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from sgtm.config import ConfigError
-from sgtm.model.masking import SGTM, Block
+from sgtm.model.masking import SGTM, Block, Mode
 from sgtm.model.sharding import is_sharded, local, norm_over_shards
 
 
@@ -39,13 +39,24 @@ class _Part(NamedTuple):
 class BlockParameters:
     """Parameters for an optimizer, and their gradients.
 
+    ::
+
+        blocks = BlockParameters(sgtm)
+        optimizer = torch.optim.AdamW(blocks.groups(1e-3, 0.1, decayed))  # names of the parameters that decay
+        blocks.attach(optimizer)
+        with sgtm.batch("forget"):
+            model(**batch).loss.backward()
+        blocks.set_gradients("forget")  # the modes of the step's batches
+        optimizer.step()                # which also clears gradients
+
     Args:
         contiguous: hold parts that do not lie contiguously in memory (columns) as copies, which are read before and
-            written back after each step. Kernels on raw pointers need it: torch's fused AdamW writes to wrong
+            written back after each step. Kernels on raw pointers need it: torch's fused optimizers write to wrong
             elements of a view with strides.
     """
 
     def __init__(self, sgtm: SGTM, contiguous: bool = False) -> None:
+        self._sgtm, self._is_attached = sgtm, False
         model = sgtm.partition.model
         self.parts = [_part(block, model.get_parameter(block.name), contiguous) for block in sgtm.blocks()]
 
@@ -79,23 +90,42 @@ class BlockParameters:
         ]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep copies and weights equal around every step, and clear the parts' gradients after it.
+        """Keep copies and weights equal around every step, and clear the gradients after it.
 
         Several optimizers may share the parts (Muon for matrices, AdamW for the rest): attach each.
+
+        Raises:
+            ValueError: it holds none of the parts, or is fused and holds parts that are not contiguous.
         """
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parts = [part for part in self.parts if id(part.param) in own]
+        if not parts:
+            raise ValueError(f"this {type(optimizer).__name__} holds none of the parts; make it of blocks.groups(...)")
+        fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
+        if any(id(part.param) in fused and not part.param.is_contiguous() for part in parts):
+            raise ValueError(
+                f"a fused {type(optimizer).__name__} would write to wrong elements of parts that do not lie "
+                "contiguously in memory; make them with BlockParameters(sgtm, contiguous=True)"
+            )
+        self._is_attached = True
         optimizer.register_step_pre_hook(lambda *_: _read(parts))
         optimizer.register_step_post_hook(lambda *_: _write(parts))
 
-    def set_gradients(self, modes: Iterable[str] | None = None) -> None:
+    def set_gradients(self, modes: Mode | Iterable[str] | None = None) -> None:
         """Give each part its share of its weight's gradient, ready for ``optimizer.step()``.
 
         Args:
-            modes: the modes of this step's batches. Parts that none of them may update get no gradient, so that the
-                optimizer leaves them alone (``update: strict``). All parts get theirs by default.
+            modes: the modes of this step's batches, in any form that ``SGTM.batch`` takes. Parts that none of them may
+                update get no gradient, so that the optimizer leaves them alone (``update: strict``). All parts get
+                theirs by default.
+
+        Raises:
+            ValueError: an unknown mode.
+            RuntimeError: no optimizer is attached.
         """
-        present = None if modes is None else frozenset(modes)
+        if not self._is_attached:
+            raise RuntimeError("no optimizer is attached to these parts; call blocks.attach(optimizer) once")
+        present = None if modes is None else self._sgtm.names_of(modes)
         for part in self.parts:
             updated = part.weight.grad is not None and (present is None or bool(present & part.block.modes))
             if part.is_held:
@@ -220,7 +250,7 @@ def _write(parts: list[_Part]) -> None:
     for part in parts:
         if part.is_copy and part.param.grad is not None:
             part.of(part.weight).copy_(part.param)
-        part.param.grad = None
+        part.param.grad = part.weight.grad = None  # views of the latter that other optimizers hold stay
 
 
 def _storage(p: Tensor) -> int:

@@ -143,6 +143,7 @@ def test_forget_units_have_a_rate_of_their_own():
     groups = blocks.groups(1e-2, 0.0, set(), forget_lr_scale=0.25)
     before = copies(sgtm.partition.forget)
     optimizer = torch.optim.SGD(groups)
+    blocks.attach(optimizer)
     with sgtm.batch("forget"):
         forget_loss(model, 0).backward()
     gradients = [s.of(s.param.grad).clone() for s in sgtm.partition.forget]
@@ -150,6 +151,92 @@ def test_forget_units_have_a_rate_of_their_own():
     optimizer.step()
     for old, new, gradient in zip(before, copies(sgtm.partition.forget), gradients, strict=True):
         torch.testing.assert_close(new, old - 0.25e-2 * gradient)
+
+
+@pytest.mark.parametrize(
+    ("modes", "moves"),
+    [
+        ("forget", {"forget", "joint"}),
+        (["retain", "forget"], {"forget", "retain", "joint"}),
+        (torch.tensor([2, 2]), {"forget", "joint"}),
+        (torch.tensor([[1, 1], [1, 2]]), {"forget", "retain", "joint"}),
+    ],
+    ids=str,
+)
+def test_modes_of_a_step_in_any_form_that_batches_take(modes, moves):
+    model, sgtm, blocks, optimizer = make(torch.optim.AdamW)
+    before = [part.param.detach().clone() for part in blocks.parts]
+    with sgtm.batch("default"):
+        forget_loss(model, 0).backward()
+    blocks.set_gradients(modes)
+    optimizer.step()
+    moved = {
+        part.block.owner
+        for part, old in zip(blocks.parts, before, strict=True)
+        if not torch.equal(part.param.detach(), old)
+    }
+    assert moved == moves
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_a_step_clears_gradients_whatever_clears_the_optimizers(contiguous):
+    """`optimizer.zero_grad()` of parts knows nothing of the weights' gradients, which would pile up."""
+    found = []
+    for clear in ("model", "optimizer", "neither"):
+        model, sgtm, blocks, optimizer = make(torch.optim.AdamW, contiguous=contiguous)
+        for i in range(4):
+            with sgtm.batch("forget"):
+                forget_loss(model, i).backward()
+            blocks.set_gradients("forget")
+            optimizer.step()
+            assert all(p.grad is None for p in model.parameters())
+            {"model": model.zero_grad, "optimizer": optimizer.zero_grad, "neither": int}[clear]()
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_two_optimizers_share_the_parts_of_a_weight():
+    """The first one's step clears the weights' gradients; the second has its views of them."""
+    model, sgtm, blocks, optimizer = make(torch.optim.SGD)
+    other_model = tiny_model()
+    other_sgtm = masked(other_model)
+    others = BlockParameters(other_sgtm)
+    both = [
+        torch.optim.SGD([part.param for part in others.parts if (part.block.owner == "forget") is is_forget], lr=1e-2)
+        for is_forget in (False, True)
+    ]
+    for one in both:
+        others.attach(one)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    for net, masks, parts, steps in ((model, sgtm, blocks, [optimizer]), (other_model, other_sgtm, others, both)):
+        for i in range(3):
+            with masks.batch("default"):
+                forget_loss(net, i).backward()
+            parts.set_gradients("default")
+            for one in steps:
+                one.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other_model.parameters(), strict=True))
+
+
+def test_parts_that_would_be_stepped_wrongly_are_refused():
+    model = tiny_model()
+    sgtm = masked(model)
+    blocks = BlockParameters(sgtm)
+    with pytest.raises(RuntimeError, match=r"call blocks.attach\(optimizer\) once"):
+        blocks.set_gradients("forget")
+    with pytest.raises(ValueError, match=r"holds none of the parts; make it of blocks.groups"):
+        blocks.attach(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))]))
+    with pytest.raises(ValueError, match="a fused AdamW would write to wrong elements .*contiguous=True"):
+        blocks.attach(torch.optim.AdamW(blocks.groups(1e-2, 0.1, set()), fused=True))
+    blocks.attach(torch.optim.AdamW(blocks.groups(1e-2, 0.1, set())))
+    for modes, message in (
+        ("forgte", "mode='forgte' is none of"),
+        ([2], "codes go into a LongTensor"),
+        ((), "no mode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            blocks.set_gradients(modes)
 
 
 def test_views_follow_a_model_whose_weights_get_new_storage():
