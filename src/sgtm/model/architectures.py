@@ -27,7 +27,7 @@ class Architecture:
     Args:
         layers: the list of decoder blocks, below the base model.
         attn_in, attn_out, mlp_in, mlp_out: projections below a block; units write what ``*_out`` reads.
-        block_norms: norms below a block.
+        block_norms: norms below a block; those of queries and keys (``HEAD_NORMS``) need not be named.
         embeddings, final_norm, head: globs of parameter names.
         mlp_width: the configuration's key for the number of MLP neurons; "" where it has none.
         attn_layout: how queries, keys and values lie in ``attn_in``: in projections of their own (``separate``), one
@@ -56,6 +56,8 @@ class Architecture:
     refused_with: Mapping[str, str] = field(default_factory=dict)
 
 
+# What families call the norms of queries and keys; all heads of a layer share one.
+HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 _QK_NORM = "its query and key norms span all heads, so a silent head changes the others (laws 3 and 5)"
 _EXPERTS = (
     "neurons lie in experts. A whole expert is no unit that zeros remove (law 3): with its router row zero it is "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sgtm.config import ConfigError, check_domain_name, modes, nearest
-from sgtm.model.architectures import Architecture, architecture_of
+from sgtm.model.architectures import HEAD_NORMS, Architecture, architecture_of
 from sgtm.model.sharding import has_shards, local, local_range
 from sgtm.model.sublayers import UNITS, Projection, Sublayer, layers_of, sublayers
 from sgtm.model.surgery import init_std, num_units, reorder
@@ -255,8 +255,9 @@ class Partition:
         """Names of the joint parameters meant by ``names``.
 
         Args:
-            names: groups (``embeddings``, ``norms`` of the blocks with forget units, ``final_norm``, ``head``) or
-                globs of parameter names such as ``transformer.wte.*``; a leading path may be left out.
+            names: groups (``embeddings``, ``norms`` of the blocks with forget units, those of queries and keys
+                included, ``final_norm``, ``head``) or globs of parameter names such as ``transformer.wte.*``; a leading
+                path may be left out.
 
         Raises:
             ValueError: a name that matches no joint parameter.
@@ -282,7 +283,11 @@ class Partition:
         a = self.architecture
         groups = {
             "embeddings": a.embeddings,
-            "norms": tuple(f"{a.layers}.{i}.{norm}.*" for i in self.layers for norm in a.block_norms),
+            "norms": tuple(
+                f"{a.layers}.{i}.{norm}.*"
+                for i in self.layers
+                for norm in (*a.block_norms, *(f"*.{n}" for n in HEAD_NORMS))
+            ),
             "final_norm": (a.final_norm,),
             "head": (a.head,),
         }

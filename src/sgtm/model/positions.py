@@ -150,7 +150,8 @@ def _apart(frozen: Frozen, spared: Spared) -> Forward:
 
 
 def over(positions: Tensor, x: Tensor) -> Tensor:
-    """``positions`` (batch, 1 or seq) in a shape that broadcasts over x: (batch, seq, ...) or (batch * seq, ...).
+    """``positions`` (batch, 1 or seq) in a shape that broadcasts over x: (batch, seq, ...), (batch * seq, ...), or, as
+    norms of queries and keys may have it, (batch, heads, seq, features).
 
     () is all positions, or none.
 
@@ -166,6 +167,8 @@ def over(positions: Tensor, x: Tensor) -> Tensor:
         )
     if x.ndim > 2 and x.shape[0] in (1, batch) and (seq == 1 or x.shape[1] == seq):
         return positions.reshape(batch, seq, *(1,) * (x.ndim - 2))
+    if x.ndim == 4 and x.shape[0] == batch and x.shape[2] == seq:
+        return positions[:, None, :, None]
     if x.ndim == 2 and len(x) % (batch * seq) == 0 and (seq == 1 or len(x) == batch * seq):
         return positions.reshape(-1).repeat_interleave(len(x) // (batch * seq))[:, None]
     raise _misfit(positions, f"activations of shape {tuple(x.shape)}")

@@ -144,7 +144,13 @@ class Family:
 
     def joint_names(self, model: nn.Module, joint: Joint) -> set[str]:
         embeddings = _parameters(model, self.embeddings) if "embeddings" in joint else set()
-        return embeddings | (self.in_blocks(model, self.norms) if "norms" in joint else set())
+        return embeddings | (self.in_blocks(model, self.norms) | self._head_norms(model) if "norms" in joint else set())
+
+    def _head_norms(self, model: nn.Module) -> set[str]:
+        """What norms there are inside the chosen blocks' attention."""
+        inside = tuple(f"{self.blocks}.{i}.self_attn." for i in self.chosen)
+        norms = [n for n, m in model.named_modules() if n.startswith(inside) and "norm" in type(m).__name__.lower()]
+        return _parameters(model, norms)
 
     def in_blocks(self, model: nn.Module, paths: Sequence[str]) -> set[str]:
         """The parameters of the chosen blocks' modules ``paths``."""

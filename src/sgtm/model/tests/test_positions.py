@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sgtm.model.chunked_loss import chunked
 from sgtm.model.masking import SGTM
+from sgtm.model.partition import Partition
 from sgtm.model.strategies import STRATEGIES
-from sgtm.model.tests.families import gradients, logits, tokens
+from sgtm.model.tests.families import FAMILIES, gradients, logits, tokens
 from sgtm.model.tests.reference import FROZEN, MAIN, TINY, Tiny, assert_close, changeable, joined, prepare, reference
 
 Batch = dict[str, Tensor]
@@ -234,6 +235,29 @@ def test_values_of_forget_heads_learn_at_retain_positions_that_forget_positions_
 
 
 # ---- Other precisions
+
+
+@pytest.mark.parametrize("name", ["qwen3", "persimmon", "hunyuan_v1_dense", "gemma3_text", "apertus", "exaone4"])
+def test_norms_of_queries_and_keys(name: str) -> None:
+    """All heads share one. It stands before or behind the place where families put heads in front of positions."""
+    family = FAMILIES[name]
+    sgtm = SGTM(Partition.of(family.model(torch.float64), **family.units), joint=["norms"])
+    model, batch = sgtm.partition.model, tokens(0)
+    norms = [n for n in sgtm.frozen_joint if "self_attn" in n]
+    found = {}
+    for modes in (["retain", "forget", "default"], ["retain", "default", "default"]):
+        codes = torch.tensor([[MODES.index(mode)] for mode in modes])
+        for given in (modes, codes.expand(batch["input_ids"].shape)):
+            model.zero_grad()
+            found[modes[1], given is modes] = train(sgtm, given, batch)
+    for name in norms:
+        for second in ("forget", "default"):
+            assert_close({name: found[second, True][name]}, {name: found[second, False][name]})
+        model.zero_grad()
+        of_second = train(sgtm, "default", rows_of(batch, [1]))[name] / 3  # of the mean over three rows
+        difference = found["default", True][name] - found["forget", True][name]
+        torch.testing.assert_close(difference, of_second, rtol=1e-4, atol=1e-7)  # some norm in fp32
+        assert difference.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -227,7 +227,7 @@ def test_parts_that_would_be_stepped_wrongly_are_refused():
         blocks.set_gradients("forget")
     with pytest.raises(ValueError, match=r"holds none of the parts; make it of blocks.groups"):
         blocks.attach(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))]))
-    with pytest.raises(ValueError, match="a fused AdamW would write to wrong elements .*contiguous=True"):
+    with pytest.raises(ValueError, match=r"a fused AdamW would write to wrong elements .*contiguous=True"):
         blocks.attach(torch.optim.AdamW(blocks.groups(1e-2, 0.1, set()), fused=True))
     blocks.attach(torch.optim.AdamW(blocks.groups(1e-2, 0.1, set())))
     for modes, message in (
