@@ -353,7 +353,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     if "mode" not in examples[0]:
         return batch
     if np.ndim(examples[0]["mode"]) == 0:
-        return batch | {"mode": torch.tensor([e["mode"] for e in examples])}
+        return batch | {"mode": torch.as_tensor(np.asarray([e["mode"] for e in examples]))}
     mode = torch.zeros_like(input_ids)
     for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
         mode[i, :length] = torch.as_tensor(example["mode"])

@@ -22,7 +22,7 @@ _COSMETIC = {"transformers_version", "architectures", "dtype", "torch_dtype", "u
 
 
 @torch.no_grad()
-def export_module(model: PreTrainedModel, partition: Partition, domain: str, file: Path) -> int:
+def export_module(model: PreTrainedModel, partition: Partition, domain: str, file: str | Path) -> int:
     """Write the units of one domain as safetensors, with the fingerprint of the model that they belong to.
 
     Returns:
@@ -31,6 +31,7 @@ def export_module(model: PreTrainedModel, partition: Partition, domain: str, fil
     Raises:
         ConfigError: the file exists, or an unknown domain.
     """
+    file = Path(file)
     if file.exists():
         raise ConfigError(f"{file} exists already; remove it or choose another --out")
     partition.select_domains([domain])

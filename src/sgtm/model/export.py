@@ -31,7 +31,7 @@ _TOLERANCE = 0.02  # ... and at most this share of it: low precision is no licen
 def export(
     model: PreTrainedModel,
     sgtm: SGTM,
-    folder: Path,
+    folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     without: Sequence[str] = (),
     verify: bool = False,
@@ -48,12 +48,19 @@ def export(
         losses: measured losses of the model card.
 
     Raises:
-        ConfigError: the folder exists, an unknown domain, or the head has a bias that a stock checkpoint cannot hold.
+        ConfigError: the folder exists, an unknown domain, another model's ``sgtm``, or the head has a bias that a stock
+            checkpoint cannot hold.
         RuntimeError: the checkpoint, loaded again, does not compute what the ablated model computes, or holds a
             removed weight.
     """
+    folder = Path(folder)
     if folder.exists():
         raise ConfigError(f"{folder} exists already; remove it or choose another --out")
+    own: torch.nn.Module = sgtm.partition.model
+    if all(module is not own for module in model.modules()) and all(module is not model for module in own.modules()):
+        raise ConfigError(
+            "sgtm belongs to another model (a copy has none); make it with SGTM(Partition.of(model, ...))"
+        )
     if type(model).__module__.partition(".")[0] == "peft":
         raise ConfigError("ranks of LoRA adapters go by partition.ablate() and model.merge_and_unload(), not by export")
     check_has_head(model)

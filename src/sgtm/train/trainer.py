@@ -460,11 +460,16 @@ class SGTMTrainer(Trainer):
         return {name for name, present in zip(self.modes, everywhere, strict=True) if present}
 
 
+_IS_INDEX = "it is an index into the partition's modes: sgtm.partition.modes.index(NAME)"
+
+
 def _mode_of(number: int, row: dict[str, Any]) -> Any:
     if "mode" not in row:
         raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
-    mode = row["mode"]
-    if np.ndim(mode) and len(mode) != len(row["input_ids"]):
+    mode = np.asarray(row["mode"])
+    if not np.issubdtype(mode.dtype, np.integer):
+        raise ConfigError(f"row {number} has mode={row['mode']!r}; {_IS_INDEX}")
+    if mode.ndim and len(mode) != len(row["input_ids"]):
         raise ConfigError(f"row {number} has {len(mode)} modes for {len(row['input_ids'])} tokens; give one for each")
     return mode
 
@@ -521,10 +526,7 @@ def _codes(mode: Any) -> Any:
         return None
     codes = mode.cpu().numpy() if isinstance(mode, Tensor) else np.asarray(mode)
     if not np.issubdtype(codes.dtype, np.integer):
-        raise ConfigError(
-            f"mode has values such as {codes.flat[0]!r}; it is an index into the partition's modes: "
-            "sgtm.partition.modes.index(NAME)"
-        )
+        raise ConfigError(f"mode has values such as {codes.flat[0]!r}; {_IS_INDEX}")
     return codes
 
 

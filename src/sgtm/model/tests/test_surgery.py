@@ -324,7 +324,9 @@ def test_exports_that_cannot_be_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="exists already"):
-        export(model, sgtm, tmp_path / "out")
+        export(model, sgtm, str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"sgtm belongs to another model \(a copy has none\)"):
+        export(copy.deepcopy(model), sgtm, tmp_path / "copy")
 
 
 # ---- modules
@@ -332,7 +334,7 @@ def test_exports_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 def module_of(sgtm: SGTM, domain: str, folder: Path) -> Path:
     file = folder / f"{domain}.safetensors"
-    export_module(sgtm.partition.model, sgtm.partition, domain, file)
+    export_module(sgtm.partition.model, sgtm.partition, domain, str(file))
     return file
 
 

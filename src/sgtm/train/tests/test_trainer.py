@@ -497,12 +497,26 @@ def test_strict_holds_for_positions_of_rows_of_any_length(make_trainer, rows):
         ({}, "no modes"),
         ({"mode": [7] * 16}, "codes from 7 to 7; 0 to 2 stand for"),
         ({"mode": 7}, "codes from 7 to 7; 0 to 2 stand for"),
+        ({"mode": "forget"}, "row 0 has mode='forget'; it is an index into the partition's modes"),
+        ({"mode": None}, "row 0 has mode=None; it is an index"),
     ],
 )
 def test_modes_that_make_no_sense_are_refused(make_trainer, row, message):
     data = [{"input_ids": np.arange(16)} | row for _ in range(16)]
     with pytest.raises(ConfigError, match=message):
         make_trainer(train_dataset=data).train()
+
+
+@pytest.mark.parametrize("shape", [(), (16,)], ids=["examples", "tokens"])
+def test_modes_may_be_tensors(make_trainer, shape):
+    """As rows are of a data set in torch's format."""
+    weights = []
+    for kind in (torch.as_tensor, np.asarray):
+        rows = [{"input_ids": kind(np.arange(16) + i), "mode": kind(np.full(shape, i % 3))} for i in range(16)]
+        trainer = make_trainer(train_dataset=rows, max_steps=2)
+        trainer.train()
+        weights.append([p.detach().clone() for p in trainer.sgtm.partition.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 @pytest.mark.parametrize(
