@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -166,13 +166,18 @@ class Partition:
         """
         if domains is not None and (heads or neurons):
             raise ValueError("give domains={name: Units(...)}, or heads and neurons of the one domain, not both")
-        domains = {"forget": Units(heads, neurons)} if domains is None else dict(domains)
+        domains = {"forget": Units(heads, neurons)} if domains is None else domains
+        if not isinstance(domains, Mapping):
+            raise ValueError(f"domains={domains!r} must be {{name: Units(heads=..., neurons=...)}}")
+        domains = dict(domains)
         _check_domains(domains)
         architecture = architecture_of(model)
         for units, reason in (("heads", architecture.no_heads), ("neurons", architecture.no_neurons)):
             if reason and any(getattr(u, units) for u in domains.values()):
                 raise ValueError(f"{model.config.model_type} cannot have forget {units}: {reason}; use {units}=0")
         blocks = layers_of(model, architecture)
+        if layers is not None and not isinstance(layers, Iterable):
+            raise ValueError(f"layers={layers!r} must be a list of indices")
         chosen = tuple(range(len(blocks))) if layers is None else tuple(layers)
         _check_layers(chosen, len(blocks))
         names = {id(module): name for name, module in model.named_modules()}
@@ -430,8 +435,10 @@ def _check_domains(domains: Mapping[str, Units]) -> None:
         raise ValueError("domains={} leaves no forget units; name at least one domain and its Units")
     for name, units in domains.items():
         check_domain_name(name)
-        if not isinstance(units, Units) or min(units.heads, units.neurons) < 0:
-            raise ValueError(f"{name}: {units!r} must be Units(heads=..., neurons=...), none of them negative")
+        if not isinstance(units, Units) or any(
+            not isinstance(n, SupportsIndex) or n < 0 for n in (units.heads, units.neurons)
+        ):
+            raise ValueError(f"{name}: {units!r} must be Units(heads=..., neurons=...), whole numbers from 0 on")
         if units.heads == units.neurons == 0:
             raise ValueError(f"heads=0 and neurons=0 leave no forget units ({name}); give at least one of them")
 

@@ -270,7 +270,7 @@ def test_domain_batch_without_backward(tiny: Tiny) -> None:
         ({"bio-logy": Units(heads=2)}, "'bio-logy' cannot name a domain; use a word of letters, digits and _"),
         ({"a": Units(heads=4), "b": Units(heads=4)}, "heads=8 of 8: a layer has 8 heads; use 0 to 7 in all"),
         ({"a": Units(neurons=6), "b": Units(neurons=7)}, "neurons=13 of 12: .* use 0 to 11 in all"),
-        ({"a": Units(neurons=-1), "b": Units(neurons=3)}, "none of them negative"),
+        ({"a": Units(neurons=-1), "b": Units(neurons=3)}, "whole numbers from 0 on"),
         (
             {"a": Units(heads=1), "b": Units(heads=1)},
             "heads=1 splits a key/value group of 2 heads; use a mul",
