@@ -258,10 +258,14 @@ class SGTM:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SGTM":
         """Copies of a model take copies of its SGTM along, in its hooks: they are in no mode, whatever this one is."""
-        copied = object.__new__(SGTM)
+        if self._are_apart:
+            raise RuntimeError(
+                f"a copy made inside {_shown(self.mode)} would compute with this model's weights; copy it outside"
+            )
+        copied = object.__new__(type(self))
         memo[id(self)] = copied
-        unheld = {"mode": "default", "_silenced": frozenset(), "_heard": frozenset()}
-        vars(copied).update(deepcopy(vars(self) | unheld | dict.fromkeys(("_in_batch", "_are_apart"), False), memo))
+        unheld = {"mode": "default", "_silenced": frozenset(), "_heard": frozenset(), "_in_batch": False}
+        vars(copied).update(deepcopy(vars(self) | unheld, memo))
         return copied
 
     def _check_open(self) -> None:

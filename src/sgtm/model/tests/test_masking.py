@@ -208,6 +208,15 @@ def test_deep_copy_made_in_a_mode_is_in_none(held: str, sgtm: SGTM) -> None:
         assert torch.equal(logits(model), intact)
 
 
+def test_no_copy_is_made_where_modules_hold_forward_passes_of_their_own(sgtm: SGTM) -> None:
+    with sgtm.forward(["retain", "forget", "default"]):
+        with pytest.raises(
+            RuntimeError, match=r"inside modes of shape \(3, 1\) would compute with this model's weights"
+        ):
+            copy.deepcopy(sgtm.partition.model)
+    assert torch.equal(logits(copy.deepcopy(sgtm.partition.model)), logits(sgtm.partition.model))
+
+
 @pytest.mark.parametrize("outer", ["batch", "forward"])
 @pytest.mark.parametrize("inner", ["hearing", "spreading"])
 def test_what_a_batch_may_change_is_settled_where_it_begins(outer: str, inner: str, sgtm: SGTM) -> None:
