@@ -82,6 +82,7 @@ class SGTM:
         self._in_batch = False
         self._are_apart = False  # inside train_apart
         self._is_closed = False
+        self._checkpointing = [m for m in partition.model.modules() if hasattr(m, "gradient_checkpointing")]
         self.frozen = tuple(s for s in partition.retain if s.site in self.strategy.frozen)
         self.frozen_joint = partition.select_joint(joint)
         hooks = [w.module.register_forward_pre_hook(partial(self._mask_units, w.spans)) for w in partition.writers]
@@ -290,10 +291,9 @@ class SGTM:
     def _arrived(self) -> list[tuple[int, int] | None] | None:
         """Which gradients there are and how often they were changed, where that has to be known: under activation
         checkpointing, whose backward pass computes the forward pass again."""
-        model = self.partition.model
-        if not (model.training and _is_checkpointing(model)):
+        if not any(module.gradient_checkpointing and module.training for module in self._checkpointing):
             return None
-        parameters = list(model.parameters())
+        parameters = list(self.partition.model.parameters())
         return None if any(map(_has_hooks, parameters)) else [_version(p.grad) for p in parameters]
 
     def _updated_by(self, s: Slice) -> frozenset[str]:
@@ -484,12 +484,6 @@ def _nothing_computed(mode: str | Tensor, why: str) -> RuntimeError:
 
 def _are_several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _is_checkpointing(model: nn.Module) -> bool:
-    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # since transformers 5.23, and before
-    name = next((name for name in names if hasattr(type(model), name)), None)
-    return name is not None and bool(getattr(model, name))
 
 
 def _has_hooks(p: nn.Parameter) -> bool:
