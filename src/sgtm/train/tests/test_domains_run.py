@@ -170,13 +170,13 @@ def test_starts_that_cannot_be_are_refused(prepared, pretrained, tmp_path, model
 def steps_of(trainer):
     """(mode, domains that are heard) of every part that is trained."""
     seen = []
-    hold = trainer.sgtm.batch
+    hold = trainer.sgtm.batch_before_reduction
 
     def batch(mode):
         seen.append((mode, tuple(sorted(trainer.sgtm._heard))))
         return hold(mode)
 
-    trainer.sgtm.batch = batch
+    trainer.sgtm.batch_before_reduction = batch
     trainer.train()
     return seen
 

@@ -73,13 +73,13 @@ def test_who_learns_from_what(modular, modes, spread, robustness, expected):
 
 def test_the_draws_are_of_steps(modular):
     trainer = modular(0.5, 0.5, (BIOLOGY, DEFAULT), max_steps=8, gradient_accumulation_steps=2)
-    seen, hold = set(), trainer.sgtm.batch
+    seen, hold = set(), trainer.sgtm.batch_before_reduction
 
     def batch(mode):
         seen.add((trainer.state.global_step, mode, trainer.sgtm.frozen == ()))
         return hold(mode)
 
-    trainer.sgtm.batch = batch
+    trainer.sgtm.batch_before_reduction = batch
     trainer.train()
     robust = {step for step, mode, _ in seen if mode == "retain"}
     spread = {step for step, _, is_spread in seen if is_spread}

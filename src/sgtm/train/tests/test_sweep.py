@@ -182,7 +182,7 @@ def test_sweeps_in_the_repository_are_valid(request):
     both = [
         f"{name}-{preset}" for name in ("grid", "leakage", "mislabeling", "tradeoff") for preset in ("cpu", "paper")
     ]
-    assert [path.stem for path in paths] == sorted([*both, "recipes-cpu", "recipes-8M-cpu"])
+    assert [path.stem for path in paths] == sorted([*both, "recipes-cpu", "recipes-8M-cpu", "recipes-64M-cpu"])
     counts = {path.stem: len(points(path)) for path in paths}
     assert counts["mislabeling-paper"] == 14 * 3 * 3
     assert counts["mislabeling-cpu"] == 7 * 3 * 3
