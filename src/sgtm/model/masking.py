@@ -107,10 +107,7 @@ class SGTM:
             RuntimeError: no backward pass was run inside a forget batch, so that nothing could be masked, or inside any
                 under activation checkpointing; a batch inside a batch; or this SGTM is closed.
         """
-        mode = self._resolve(mode)
-        if isinstance(mode, str) and _are_several_processes() and any(self._masked_by(mode)):
-            mode = self._of_all(mode)
-        with self._batch(mode):
+        with self._batch(self._resolve(mode), _are_several_processes()):
             yield
 
     @contextmanager
@@ -119,14 +116,15 @@ class SGTM:
 
         Under DDP that is so inside ``no_sync``. It is faster there for a mode that is one name.
         """
-        with self._batch(self._resolve(mode)):
+        with self._batch(self._resolve(mode), is_reduced=False):
             yield
 
     @contextmanager
-    def _batch(self, mode: str | Tensor) -> Iterator[None]:
+    def _batch(self, mode: str | Tensor, is_reduced: bool) -> Iterator[None]:
         slices, joint = self._masked_by(mode)
-        if isinstance(mode, str) and (slices or joint) and self._are_gradients_taken(slices, joint):
-            mode, slices, joint = self._of_all(mode), (), ()
+        if isinstance(mode, str) and (slices or joint) and (is_reduced or self._are_gradients_taken(slices, joint)):
+            code = self.partition.modes.index(mode)
+            mode, slices, joint = torch.tensor(code, device=self.partition.model.device), (), ()
         if self._in_batch:
             raise RuntimeError(
                 f"sgtm.batch({_shown(mode)}) inside sgtm.batch({_shown(self.mode)}): gradients of the two could not be "
@@ -279,10 +277,6 @@ class SGTM:
                 f"sgtm.{what}(...) inside a batch comes too late: what the batch may change is settled where it "
                 f"begins; enter it first: `with sgtm.{what}(...), sgtm.batch(mode):`"
             )
-
-    def _of_all(self, mode: str) -> Tensor:
-        """The code () of one mode of all positions."""
-        return torch.tensor(self.partition.modes.index(mode), device=self.partition.model.device)
 
     def _are_gradients_taken(self, slices: Sequence[Slice], joint: Sequence[str]) -> bool:
         """Whether somebody sees gradients as they arrive, before they could be masked."""

@@ -460,15 +460,10 @@ class SGTMTrainer(Trainer):
         return {name for name, present in zip(self.modes, everywhere, strict=True) if present}
 
 
-_IS_INDEX = "it is an index into the partition's modes: sgtm.partition.modes.index(NAME)"
-
-
 def _mode_of(number: int, row: dict[str, Any]) -> Any:
-    if "mode" not in row:
+    mode = _codes(row.get("mode"), f"row {number}: ")
+    if mode is None:
         raise ConfigError("the data has no modes; its rows need a `mode`, an index into sgtm.partition.modes")
-    mode = np.asarray(row["mode"])
-    if not np.issubdtype(mode.dtype, np.integer):
-        raise ConfigError(f"row {number} has mode={row['mode']!r}; {_IS_INDEX}")
     if mode.ndim and len(mode) != len(row["input_ids"]):
         raise ConfigError(f"row {number} has {len(mode)} modes for {len(row['input_ids'])} tokens; give one for each")
     return mode
@@ -520,13 +515,16 @@ def _has_rows(value: Any, number: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == number
 
 
-def _codes(mode: Any) -> Any:
+def _codes(mode: Any, where: str = "") -> Any:
     """Modes as an array in the host's memory."""
     if mode is None:
         return None
     codes = mode.cpu().numpy() if isinstance(mode, Tensor) else np.asarray(mode)
     if not np.issubdtype(codes.dtype, np.integer):
-        raise ConfigError(f"mode has values such as {codes.flat[0]!r}; {_IS_INDEX}")
+        raise ConfigError(
+            f"{where}mode has values such as {codes.flat[0]!r}; it is an index into the partition's modes: "
+            "sgtm.partition.modes.index(NAME)"
+        )
     return codes
 
 

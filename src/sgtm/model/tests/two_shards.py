@@ -8,7 +8,6 @@ GPU of its own where there are two (NCCL), else on the CPU (gloo). The first wri
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -51,13 +50,20 @@ def shard(case: Case, sgtm: SGTM, checkpointing: bool = False) -> None:
     fully_shard(model)
 
 
-def run(sgtm: SGTM, modes: Sequence[object], rows: slice, sync: Callable[[bool], None] = lambda now: None) -> None:
+def run(
+    sgtm: SGTM,
+    modes: Sequence[object],
+    rows: slice,
+    sync: Callable[[bool], None] = lambda now: None,
+    model: nn.Module | None = None,
+) -> None:
     """A micro-batch of each of ``modes``; processes exchange gradients in the last alone."""
+    model = model or sgtm.partition.model
     for i, mode in enumerate(modes):
         sync(i == len(modes) - 1)
         batch = {name: values[rows].to(device()) for name, values in tokens(seed=i, rows=ROWS).items()}
         with sgtm.batch(mode):
-            sgtm.partition.model(**batch, use_cache=False).loss.backward()
+            model(**batch, use_cache=False).loss.backward()
 
 
 def gradients(sgtm: SGTM) -> dict[str, Tensor]:
@@ -92,11 +98,11 @@ def replicated_error(case: Case) -> float:
     """DDP in a loop of one's own: ranks in different modes, and gradients of several batches that are sent at once."""
     sgtm, rank = prepare(case), distributed.get_rank()
     model = DistributedDataParallel(sgtm.partition.model, find_unused_parameters=True)
-    for i, mode in enumerate(MIXED[rank]):
-        batch = {name: values[rank::2].to(device()) for name, values in tokens(seed=i, rows=ROWS).items()}
-        waits = nullcontext() if i == len(MIXED[rank]) - 1 else model.no_sync()
-        with waits, sgtm.batch(mode):
-            model(**batch, use_cache=False).loss.backward()
+
+    def sync(now: bool) -> None:  # what no_sync does
+        model.require_backward_grad_sync = now
+
+    run(sgtm, MIXED[rank], slice(rank, None, 2), sync, model)
     return error(gradients(sgtm), expected(case, MIXED))
 
 

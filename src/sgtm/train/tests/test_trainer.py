@@ -497,8 +497,8 @@ def test_strict_holds_for_positions_of_rows_of_any_length(make_trainer, rows):
         ({}, "no modes"),
         ({"mode": [7] * 16}, "codes from 7 to 7; 0 to 2 stand for"),
         ({"mode": 7}, "codes from 7 to 7; 0 to 2 stand for"),
-        ({"mode": "forget"}, "row 0 has mode='forget'; it is an index into the partition's modes"),
-        ({"mode": None}, "row 0 has mode=None; it is an index"),
+        ({"mode": "forget"}, r"row 0: mode has values such as .*'forget'.*; it is an index into the partition's modes"),
+        ({"mode": None}, "no modes"),
     ],
 )
 def test_modes_that_make_no_sense_are_refused(make_trainer, row, message):
