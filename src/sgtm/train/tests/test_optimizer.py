@@ -161,7 +161,7 @@ def test_forget_units_have_a_rate_of_their_own():
         (torch.tensor([2, 2]), {"forget", "joint"}),
         (torch.tensor([[1, 1], [1, 2]]), {"forget", "retain", "joint"}),
     ],
-    ids=str,
+    ids=["name", "names", "examples", "positions"],
 )
 def test_modes_of_a_step_in_any_form_that_batches_take(modes, moves):
     model, sgtm, blocks, optimizer = make(torch.optim.AdamW)
